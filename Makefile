@@ -1,0 +1,50 @@
+# make run    installs into .venv, builds the models that are missing, starts everything
+# make test   installs what tests need and runs them all
+# make check  linters and types alone
+#
+# PYTHON=python3.11       choose an interpreter (3.10 to 3.12)
+# TORCH_INDEX=https://…   an index with CPU builds of torch, to spare the download of CUDA libraries
+
+VENV := .venv
+PYTHON ?=
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+SOURCES := pyproject.toml constraints.txt
+
+.PHONY: run test check format clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.run
+	@exec $(BIN)/tidegate up $(ARGS)
+
+test: $(VENV)/.test check
+	@$(BIN)/tidegate models build
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(BIN)/python:
+	@python=$$(sh scripts/find-python.sh $(PYTHON)) && "$$python" -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python $(SOURCES)
+	@echo "installing Tidegate into $(VENV) (a few minutes the first time)"
+	@$(PIP) --editable '.[embedded,zoo,dashboard]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@echo "installing what the tests need"
+	@$(PIP) --editable '.[embedded,zoo,dashboard,bench,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .tidegate model_repository/*/config.pbtxt model_repository/*/card.json model_repository/*/[0-9]*
