@@ -1,0 +1,1 @@
+"""The gateway: from a client's bytes to Triton and back."""

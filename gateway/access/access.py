@@ -1,0 +1,65 @@
+"""Everything that decides who may do what, put together for one gateway."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from gateway.access.admission import Admission, Estimate
+from gateway.access.audit import Audit
+from gateway.access.authenticator import Authenticator
+from gateway.access.budgets import Budgets
+from gateway.access.keys import Keys
+from gateway.access.oidc import create_token_verifier
+from gateway.access.policy import Policies
+from gateway.access.shared import SharedLimiter
+from gateway.access.tenants import Tenants
+from gateway.access.throttle import Refusals
+from gateway.settings import Settings
+from gateway.store.database import Store
+
+
+@dataclass(slots=True, frozen=True)
+class Access:
+    """The parts, started."""
+
+    audit: Audit
+    keys: Keys
+    tenants: Tenants
+    policies: Policies
+    budgets: Budgets
+    authenticator: Authenticator
+    admission: Admission
+    shared: SharedLimiter | None
+
+
+@asynccontextmanager
+async def open_access(
+    store: Store, settings: Settings, *, estimate: Estimate | None = None, gateway_id: str | None = None
+) -> AsyncIterator[Access]:
+    """Build the parts and run their background work; on exit everything is written and given back.
+
+    ``estimate`` says what a request will cost, for the reservation in budgets. Raises
+    ``AuditError``, ``PepperError`` and ``Unavailable``.
+    """
+    identity = gateway_id or f"{socket.gethostname()[:32]}-{os.getpid()}-{os.urandom(4).hex()}"
+    audit = Audit(store, settings)
+    keys = await Keys(store, audit, settings).open()
+    policies = Policies(store, audit)
+    budgets = Budgets(store, policies, identity, floor_usd=settings.budget_floor_usd)
+    shared = None
+    if settings.redis_url is not None:
+        shared = SharedLimiter(settings.redis_url.get_secret_value(), identity, timeout_s=settings.redis_timeout_s)
+    authenticator = Authenticator(
+        keys, settings, refusals=Refusals(audit), tokens=create_token_verifier(settings, keys)
+    )
+    admission = Admission(policies, budgets, shared=shared, estimate=estimate)
+    async with AsyncExitStack() as stack:
+        parts: list[Policies | Budgets | Authenticator | SharedLimiter] = [policies, budgets, authenticator]
+        for part in [*parts, shared] if shared is not None else parts:
+            await part.start()
+            stack.push_async_callback(part.stop)
+        yield Access(audit, keys, Tenants(store, audit), policies, budgets, authenticator, admission, shared)

@@ -1,0 +1,205 @@
+"""The shared limiter: the same buckets and counters in Redis or Valkey, one script call a request.
+
+A call that takes longer than ``timeout_s`` or fails is answered by the local limiter with this
+gateway's share of every limit: neither open nor closed. After a few failures in a row Redis is left
+alone for a moment, so that an outage does not cost every request the timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import RedisError
+
+from gateway.access.limits import Cap, Gate, Rate, Verdict
+from gateway.types import Units
+
+PREFIX = "{tidegate}:"
+"""The braces keep all keys in one slot of a cluster, as a script needs them."""
+
+_FAILURES_TO_PAUSE = 3
+_PAUSE_S = 1.0
+_HEARTBEAT_S = 2.0
+_GATEWAY_TTL_S = 10.0
+
+_TAKE = """
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local rates, member, lease = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local refused, wait, left, tokens = 0, 0, {}, {}
+for i = rates + 1, #KEYS do
+  local limit = tonumber(ARGV[3 + rates * 3 + i - rates])
+  redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now)
+  if refused == 0 and redis.call('ZCARD', KEYS[i]) >= limit then refused = i; wait = 1 end
+end
+for i = 1, rates do
+  local capacity, rate, cost = tonumber(ARGV[1 + i * 3]), tonumber(ARGV[2 + i * 3]), tonumber(ARGV[3 + i * 3])
+  local state = redis.call('HMGET', KEYS[i], 'tokens', 'at')
+  local have = capacity
+  if state[1] then
+    have = math.min(capacity, tonumber(state[1]) + math.max(0, now - tonumber(state[2])) * rate)
+  end
+  tokens[i] = have
+  if cost > have + 0.000001 and refused <= rates then
+    local missing = (cost - have) / rate
+    if missing > wait then refused = i; wait = missing end
+  end
+end
+for i = 1, rates do
+  local have = tokens[i]
+  if refused == 0 then
+    local capacity, rate = tonumber(ARGV[1 + i * 3]), tonumber(ARGV[2 + i * 3])
+    have = math.max(0, have - tonumber(ARGV[3 + i * 3]))
+    redis.call('HSET', KEYS[i], 'tokens', string.format('%.9f', have), 'at', string.format('%.6f', now))
+    redis.call('PEXPIRE', KEYS[i], math.ceil(capacity / rate * 1000) + 1000)
+  end
+  left[i] = string.format('%.6f', have)
+end
+if refused == 0 then
+  for i = rates + 1, #KEYS do
+    redis.call('ZADD', KEYS[i], now + lease, member)
+    redis.call('PEXPIRE', KEYS[i], math.ceil(lease * 1000) + 1000)
+  end
+end
+return {refused, string.format('%.6f', wait), left}
+"""
+
+
+class SharedLimiter:
+    """Limits of all gateways together. ``start`` and ``stop`` run its background tasks."""
+
+    def __init__(
+        self,
+        url: str,
+        gateway_id: str,
+        *,
+        timeout_s: float = 0.005,
+        lease_s: float = 330.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``lease_s``: seconds after which the place of a gateway that was killed is free again."""
+        pool = BlockingConnectionPool.from_url(url, max_connections=32, timeout=1, socket_connect_timeout=1)
+        self._redis: Redis = Redis(connection_pool=pool)
+        self._take_script = self._redis.register_script(_TAKE)
+        self._gateway_id = gateway_id
+        self._timeout = timeout_s
+        self._lease = lease_s
+        self._clock = clock
+        self._failures = 0
+        self._paused_until = -math.inf
+        self._releases: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._sequence = 0
+        self.gateways = 1
+        """Gateways that were alive at the last heartbeat."""
+        self.fallbacks = 0
+        """Requests that the local limiter had to answer."""
+
+    @property
+    def available(self) -> bool:
+        """Whether Redis is being asked at all."""
+        return self._clock() >= self._paused_until
+
+    async def start(self) -> None:
+        """Connect, count the gateways, and begin to give places back."""
+        await self._beat()
+        self._tasks = [
+            asyncio.create_task(self._beat_forever(), name="limits heartbeat"),
+            asyncio.create_task(self._release_forever(), name="limits release"),
+        ]
+
+    async def stop(self) -> None:
+        """Give back what is held and disconnect."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        with contextlib.suppress(RedisError, OSError, asyncio.TimeoutError):
+            while not self._releases.empty():
+                await asyncio.wait_for(self._redis.zrem(*self._releases.get_nowait()), 1)
+            await asyncio.wait_for(self._redis.zrem(f"{PREFIX}gateways", self._gateway_id), 1)
+        await self._redis.aclose()
+        await self._redis.connection_pool.disconnect()
+
+    async def take(self, gate: Gate, units: Units) -> tuple[Verdict, str] | None:
+        """Take all of ``gate`` or nothing; with the verdict comes the name of the places held.
+
+        None: Redis did not answer in time; ask the local limiter.
+        """
+        if not self.available:
+            self.fallbacks += 1
+            return None
+        self._sequence += 1
+        member = f"{self._gateway_id}:{self._sequence}"
+        keys = [PREFIX + rate.subject for rate in gate.rates] + [PREFIX + cap.subject for cap in gate.caps]
+        arguments: list[Any] = [len(gate.rates), member, self._lease]
+        for rate in gate.rates:
+            arguments += (rate.capacity, rate.per_second, rate.cost(units))
+        arguments += [cap.limit for cap in gate.caps]
+        try:
+            reply = await asyncio.wait_for(self._take_script(keys=keys, args=arguments), self._timeout)
+        except (RedisError, OSError, asyncio.TimeoutError) as error:
+            self._failed(error)
+            if gate.caps:  # it may have been executed all the same
+                self._queue(gate, member)
+            return None
+        self._failures = 0
+        refused, wait, left = int(reply[0]), float(reply[1]), tuple(float(value) for value in reply[2])
+        limits: tuple[Rate | Cap, ...] = (*gate.rates, *gate.caps)
+        return Verdict(limits[refused - 1] if refused else None, wait, left), member
+
+    def release(self, gate: Gate, member: str) -> None:
+        """Give back places; in the background, so that no reply waits for it."""
+        if gate.caps:
+            self._queue(gate, member)
+
+    def _queue(self, gate: Gate, member: str) -> None:
+        for cap in gate.caps:
+            self._releases.put_nowait((PREFIX + cap.subject, member))
+
+    def _failed(self, error: BaseException) -> None:
+        self.fallbacks += 1
+        self._failures += 1
+        if self._failures >= _FAILURES_TO_PAUSE:
+            self._paused_until = self._clock() + _PAUSE_S
+            if self._failures == _FAILURES_TO_PAUSE:
+                structlog.get_logger("tidegate.access").warning("limits_fall_back_to_local", error=type(error).__name__)
+
+    async def _beat(self) -> None:
+        try:
+            now = time.time()
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.zadd(f"{PREFIX}gateways", {self._gateway_id: now})
+                pipeline.zremrangebyscore(f"{PREFIX}gateways", "-inf", now - _GATEWAY_TTL_S)
+                pipeline.zcard(f"{PREFIX}gateways")
+                replies = await asyncio.wait_for(pipeline.execute(), 1)
+            self.gateways = max(1, int(replies[2]))
+        except (RedisError, OSError, asyncio.TimeoutError):
+            return  # the last count stands
+
+    async def _beat_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_HEARTBEAT_S)
+            await self._beat()
+
+    async def _release_forever(self) -> None:
+        while True:
+            pending = [await self._releases.get()]
+            while not self._releases.empty() and len(pending) < 256:
+                pending.append(self._releases.get_nowait())
+            try:
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for key, member in pending:
+                        pipeline.zrem(key, member)
+                    await asyncio.wait_for(pipeline.execute(), 1)
+            except (RedisError, OSError, asyncio.TimeoutError):
+                for item in pending:
+                    self._releases.put_nowait(item)
+                await asyncio.sleep(_PAUSE_S)  # the places expire with their lease at the latest

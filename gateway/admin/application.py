@@ -1,0 +1,79 @@
+"""The admin application: keys, tenants, limits, budgets, audit and usage below ``/admin``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from gateway.access.access import Access
+from gateway.admin.audit import create_audit_router
+from gateway.admin.caller import get_usage_reader
+from gateway.admin.guard import PREFIX, Guard, problem
+from gateway.admin.keys import create_keys_router
+from gateway.admin.tenants import create_policy_router, create_tenants_router
+from gateway.admin.usage import create_usage_router
+from gateway.errors import ClientError, GatewayError, Invalid, Malformed, MethodNotAllowed, NotFound
+from gateway.store.database import Store
+
+
+def create_admin(*, store: Store, access: Access, release: str = "0") -> Guard:
+    """Return the ASGI application for every path below ``/admin``, its guard in front."""
+    app = FastAPI(
+        title="Tidegate administration",
+        version=release,
+        openapi_url=f"{PREFIX}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    routers = [
+        create_keys_router(access.keys),
+        create_tenants_router(access.tenants),
+        create_policy_router(access.policies, access.budgets, access.keys, access.tenants),
+        create_audit_router(access.audit),
+        create_usage_router(store, get_usage_reader),
+    ]
+    parent = APIRouter(prefix=PREFIX)
+    for router in routers:
+        parent.include_router(router)
+    app.include_router(parent)
+    app.add_exception_handler(GatewayError, _gateway_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    return Guard(app, access.authenticator)
+
+
+async def _gateway_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, GatewayError):
+        raise error
+    return _answer(request, error)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first: dict[str, Any] = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _answer(request, Malformed("The body is not JSON."))
+    place = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    return _answer(request, Invalid(f"{place[:100]}: {first['msg']}", param=place[:100]))
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    known: dict[int, ClientError] = {
+        400: Malformed("The request cannot be read."),
+        404: NotFound("There is no such route."),
+        405: MethodNotAllowed("The route does not have this method.", headers=dict(error.headers or {})),
+    }
+    return _answer(request, known.get(error.status_code) or Malformed("The request cannot be read."))
+
+
+def _answer(request: Request, error: GatewayError) -> JSONResponse:
+    status, body, headers = problem(error, request.state.actor.request_id)
+    return JSONResponse(body, status, headers, media_type="application/problem+json")

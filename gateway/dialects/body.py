@@ -1,0 +1,102 @@
+"""Reading a request's body: within its limit, in time, and decompressed."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from gateway.errors import ClientClosed, ClientTimeout, Malformed, TooLarge, UnsupportedMediaType
+
+Receive = Callable[[], Awaitable[Any]]
+
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+
+
+def this_task() -> asyncio.Task[Any]:
+    """The running task. Raises ``RuntimeError`` outside of one."""
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("not in a task")
+    return task
+
+
+async def read_body(receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float) -> bytes:
+    """The decompressed body.
+
+    Raises ``TooLarge`` (before reading, if Content-Length says so), ``ClientTimeout``,
+    ``ClientClosed``, ``UnsupportedMediaType``, ``Malformed``.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"identity", ""} and encoding not in _WINDOW_BITS:
+        raise UnsupportedMediaType(f"Content-Encoding {encoding[:40]!r} is not supported; use gzip or deflate")
+    declared = headers.get("content-length")
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise TooLarge(f"the body is larger than {limit} bytes", headers={"Connection": "close"})
+    raw = await _read(receive, limit, timeout_s)
+    return _decompress(raw, encoding, limit) if encoding in _WINDOW_BITS else raw
+
+
+async def _read(receive: Receive, limit: int, timeout_s: float) -> bytes:
+    # One timer for the whole body; most bodies are there already when it is armed.
+    task = this_task()
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(timeout_s, expire)
+    try:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientClosed("the client went away")
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(body) > limit:
+                raise TooLarge(f"the body is larger than {limit} bytes", headers={"Connection": "close"})
+            return body
+        parts, size = [body], len(body)
+        while message.get("more_body", False):
+            if size > limit:
+                raise TooLarge(f"the body is larger than {limit} bytes", headers={"Connection": "close"})
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientClosed("the client went away")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+        if size > limit:
+            raise TooLarge(f"the body is larger than {limit} bytes", headers={"Connection": "close"})
+        return b"".join(parts)
+    except asyncio.CancelledError:
+        if expired:
+            raise ClientTimeout("the body did not arrive in time", headers={"Connection": "close"}) from None
+        raise
+    finally:
+        timer.cancel()
+
+
+def _decompress(raw: bytes, encoding: str, limit: int) -> bytes:
+    try:
+        return _inflate(raw, _WINDOW_BITS[encoding], limit)
+    except zlib.error as error:
+        if encoding != "deflate":
+            raise Malformed(f"the body is not valid {encoding}") from error
+    try:  # some clients send raw deflate (RFC 1951) under that name
+        return _inflate(raw, -15, limit)
+    except zlib.error as error:
+        raise Malformed("the body is not valid deflate") from error
+
+
+def _inflate(raw: bytes, window_bits: int, limit: int) -> bytes:
+    stream = zlib.decompressobj(window_bits)
+    body = stream.decompress(raw, limit + 1)
+    if len(body) > limit or stream.unconsumed_tail:
+        raise TooLarge(f"the decompressed body is larger than {limit} bytes")
+    if not stream.eof:
+        raise Malformed("the compressed body is truncated")
+    if stream.unused_data:
+        raise Malformed("bytes follow the compressed body")
+    return body

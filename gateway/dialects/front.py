@@ -1,0 +1,242 @@
+"""The HTTP front door: an ASGI application that finds the dialect, authenticates before it reads the
+body, calls the handler, and answers every error in the dialect's own body.
+
+There is no middleware chain: this is the hot path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+import structlog
+import uuid_utils
+
+from gateway.dialects.body import read_body, this_task
+from gateway.dialects.headers import acceptable_request_id, read_credential
+from gateway.dialects.http import Dialect, Request, Response, Route
+from gateway.dialects.routing import Router
+from gateway.errors import ClientClosed, GatewayError, Internal, Malformed, NotAcceptable
+from gateway.pipeline import Pipeline
+from gateway.types import Call
+
+log = structlog.get_logger(__name__)
+
+_SINGLE = frozenset({"authorization", "x-api-key", "content-length", "content-type", "content-encoding", "host"})
+_ACCEPTABLE = re.compile(r"\*/\*|application/|text/\*|text/event-stream|image/")
+_DISCONNECT_WATCH_S = 0.05
+
+
+class Plain:
+    """How paths that belong to no dialect answer: ``{"error": …}``."""
+
+    name = "plain"
+    routes: tuple[Route, ...] = ()
+
+    def encode_error(self, error: GatewayError, call: Call) -> Response:
+        """Status and ``{"error", "code", "request_id"}``."""
+        return Response(
+            error.status,
+            msgspec.json.encode({"error": error.message, "code": error.code, "request_id": call.request_id}),
+        )
+
+
+class Front:
+    """ASGI callable for ``http`` scopes."""
+
+    def __init__(
+        self, pipeline: Pipeline, dialects: Iterable[Dialect], *, draining: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._pipeline = pipeline
+        self._router = Router(dialects)
+        self._plain = Plain()
+        self._draining = draining
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        usage_id = str(uuid_utils.uuid7())
+        call = Call(usage_id, usage_id, "plain", "unknown", client_address=_address(scope))
+        started = False
+
+        async def send_once(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        dialect: Dialect = self._plain
+        try:
+            dialect = self._router.dialect_of(scope["raw_path"]) or dialect
+            response = await self._answer(scope, receive, call)
+        except ClientClosed as error:
+            self._finished(call, error.status)
+            return
+        except GatewayError as error:
+            response = self._encode_error(dialect, error, call)
+        except asyncio.CancelledError:
+            self._finished(call, ClientClosed.status)
+            raise
+        except Exception:
+            log.exception("request.failed", request_id=call.request_id, operation=call.operation)
+            response = self._encode_error(dialect, Internal("internal error"), call)
+        try:
+            await self._send(scope, send_once, call, response)
+        except GatewayError as error:
+            # Only a stream can fail here, after its status has gone: it is cut off, never completed.
+            log.warning("stream.broken", request_id=call.request_id, code=error.code)
+            if not started:
+                await self._send(scope, send, call, self._encode_error(dialect, error, call))
+            self._finished(call, error.status)
+            return
+        self._finished(call, response.status)
+
+    async def _answer(self, scope: Any, receive: Any, call: Call) -> Response:
+        headers = _headers(scope["headers"])
+        call.request_id = acceptable_request_id(headers.get("x-request-id")) or call.usage_id
+        dialect, route, params = self._router.match(scope["method"], scope["raw_path"])
+        call.dialect, call.operation = dialect.name, route.operation
+        accept = headers.get("accept")
+        if accept and not _ACCEPTABLE.search(accept):
+            raise NotAcceptable("none of the media types in Accept can be produced")
+        settings = self._pipeline.settings
+        self._pipeline.set_timeout(call, settings.default_timeout_s)
+        call.trace_parent, call.trace_state = headers.get("traceparent"), headers.get("tracestate")
+        call.idempotency_key = headers.get("idempotency-key")
+        if route.scope is not None:
+            call.credential = read_credential(headers)
+            await self._pipeline.authenticate(call, route.scope)
+        body = b""
+        if scope["method"] not in {"GET", "HEAD"}:
+            body = await read_body(receive, headers, settings.max_body_bytes, settings.body_timeout_s)
+        call.bytes_in = len(body)
+        query = (
+            parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True) if scope["query_string"] else {}
+        )
+        request = Request(scope["method"], scope["path"], params, query, headers, body)
+        return await _unless_client_goes(route.handler(request, call), receive)
+
+    def _encode_error(self, dialect: Dialect, error: GatewayError, call: Call) -> Response:
+        response = dialect.encode_error(error, call)
+        response.headers.update(error.headers)
+        if error.retry_after_s is not None:
+            response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        if error.status == 401:
+            response.headers.setdefault("WWW-Authenticate", 'Bearer realm="tidegate"')
+        return response
+
+    async def _send(self, scope: Any, send: Any, call: Call, response: Response) -> None:
+        headers = [(b"x-request-id", call.request_id.encode("latin-1"))]
+        if response.media_type:
+            headers.append((b"content-type", response.media_type.encode("latin-1")))
+        for name, value in response.headers.items():
+            headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+        for name, value in call.headers.items():
+            headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+        if call.model and response.status == 200:
+            headers += _metered(call)
+        headers.append((b"server-timing", _server_timing(call)))
+        body = response.body
+        if isinstance(body, bytes):
+            call.bytes_out = len(body)
+            headers.append((b"content-length", str(len(body)).encode()))
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+            return
+        await _send_stream(send, response.status, headers, body, call)
+
+    def _finished(self, call: Call, code: int) -> None:
+        self._pipeline.metrics.finished(call, code, (time.monotonic_ns() - call.received_ns) / 1e9)
+
+
+async def _send_stream(
+    send: Any, status: int, headers: list[tuple[bytes, bytes]], body: AsyncIterator[bytes], call: Call
+) -> None:
+    # The first part is awaited before the status goes, so that an error before it gets its own status.
+    iterator = body.__aiter__()
+    try:
+        part: bytes | None = await iterator.__anext__()
+    except StopAsyncIteration:
+        part = None
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    while part is not None:
+        call.bytes_out += len(part)
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        try:
+            part = await iterator.__anext__()
+        except StopAsyncIteration:
+            part = None
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _unless_client_goes(handler: Any, receive: Any) -> Response:
+    """The handler's response; if the client disconnects meanwhile, the handler is cancelled.
+
+    Watching costs a task, so it begins only when a request has been in flight for a while.
+    """
+    task = this_task()
+    loop = asyncio.get_running_loop()
+    gone = False
+    watcher: asyncio.Task[None] | None = None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    def begin() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(watch())
+
+    timer = loop.call_later(_DISCONNECT_WATCH_S, begin)
+    try:
+        response: Response = await handler
+        return response
+    except asyncio.CancelledError:
+        if gone:
+            raise ClientClosed("the client went away") from None
+        raise
+    finally:
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
+
+
+def _address(scope: Any) -> str:
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name_bytes, value_bytes in raw:
+        name, value = name_bytes.decode("latin-1"), value_bytes.decode("latin-1")
+        if name in headers:
+            if name in _SINGLE:
+                raise Malformed(f"the header {name} is given twice")
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
+    return headers
+
+
+def _metered(call: Call) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"x-tidegate-usage-id", call.usage_id.encode()),
+        (b"x-tidegate-tokens", str(call.units.tokens).encode()),
+        (b"x-tidegate-pixels", str(call.units.pixels).encode()),
+        (b"x-tidegate-compute-ms", f"{call.estimated_compute_ns / 1e6:.3f}".encode()),
+        (b"x-tidegate-cost-usd", f"{call.estimated_cost_usd:.12f}".encode()),
+    ]
+
+
+def _server_timing(call: Call) -> bytes:
+    total = time.monotonic_ns() - call.received_ns
+    parts = [f"{stage};dur={nanoseconds / 1e6:.3f}" for stage, nanoseconds in call.stages.items()]
+    parts.append(f"total;dur={total / 1e6:.3f}")
+    return ", ".join(parts).encode()

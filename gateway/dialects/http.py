@@ -1,0 +1,80 @@
+"""The vocabulary of the HTTP dialects: requests, responses, routes. The front door that speaks ASGI
+is :mod:`gateway.dialects.front`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gateway.errors import GatewayError
+from gateway.types import Call, Scope
+
+
+@dataclass(slots=True)
+class Request:
+    """An HTTP request whose body has been read within the limits and decompressed."""
+
+    method: str
+    path: str
+    params: dict[str, str]
+    """What the route's ``{names}`` matched, percent-decoded."""
+    query: dict[str, list[str]]
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes = b""
+
+    @property
+    def content_type(self) -> str | None:
+        """The media type without parameters, in lower case; None if the client sent none."""
+        value = self.headers.get("content-type")
+        return value.partition(";")[0].strip().lower() if value else None
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer: a whole body, or a stream of parts."""
+
+    status: int
+    body: bytes | AsyncIterator[bytes] = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    media_type: str | None = "application/json"
+
+
+Handler = Callable[[Request, Call], Awaitable[Response]]
+
+
+@dataclass(slots=True, frozen=True)
+class Route:
+    """One operation of a dialect. ``path`` segments in braces match one segment each."""
+
+    method: str
+    path: str
+    operation: str
+    """A fixed label for metrics and records."""
+    handler: Handler
+    scope: Scope | None = "infer"
+    """What the key must have; None: public, no key is asked for."""
+    summary: str = ""
+    tags: tuple[str, ...] = ()
+    request_schema: dict[str, Any] | None = None
+    response_schema: dict[str, Any] | None = None
+    request_media_types: tuple[str, ...] = ("application/json",)
+    statuses: tuple[int, ...] = ()
+    """Error statuses besides those that every route can answer."""
+
+
+class Dialect(Protocol):
+    """A wire protocol: its routes, and how it tells an error."""
+
+    name: str
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """Every operation of the dialect."""
+        ...
+
+    def encode_error(self, error: GatewayError, call: Call) -> Response:
+        """``error`` in the dialect's own body; the front adds the common headers."""
+        ...

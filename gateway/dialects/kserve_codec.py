@@ -1,0 +1,320 @@
+"""Open Inference Protocol, inference requests over HTTP: pure functions from bytes to
+:class:`InferenceRequest` and back, with Triton's binary tensor and classification extensions.
+
+Shared by the HTTP and the gRPC dialect: what ``parameters`` may hold (:func:`clean_parameters`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway.dialects.json import decode_json
+from gateway.errors import Invalid, Malformed
+from gateway.triton.signature import Signature
+from gateway.triton.tensors import (
+    ITEM_SIZE,
+    NUMPY_TYPES,
+    Array,
+    element_count,
+    encode_bytes,
+    from_numpy,
+    to_numpy,
+)
+from gateway.types import InferenceRequest, InferenceResult, ParameterValue, Tensor
+
+MAX_CLASSES = 100_000
+_RESERVED_PREFIXES = ("sequence_", "shared_memory_", "triton_")
+_RESERVED = frozenset({"headers"})
+_OWN = frozenset({"priority", "timeout", "binary_data_output"})
+
+
+class _Input(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Output(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Infer(msgspec.Struct, forbid_unknown_fields=True):
+    inputs: list[_Input]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[_Output] = []
+
+
+@dataclass(slots=True, frozen=True)
+class OutputForm:
+    """How one output is to be written."""
+
+    binary: bool
+    classes: int = 0
+    """Top-k classes instead of the tensor; 0: the tensor."""
+
+
+@dataclass(slots=True, frozen=True)
+class Encoding:
+    """How an answer is to be written: per output, and for the ones that were not named."""
+
+    default: OutputForm = OutputForm(binary=False)
+    outputs: dict[str, OutputForm] = field(default_factory=dict)
+
+    def of(self, name: str) -> OutputForm:
+        """The form of the output called ``name``."""
+        return self.outputs.get(name, self.default)
+
+
+@dataclass(slots=True, frozen=True)
+class DecodedInfer:
+    """An inference request and what else its message said."""
+
+    request: InferenceRequest
+    encoding: Encoding
+    timeout_us: int | None = None
+
+
+def decode_infer(
+    model: str, version: str, body: bytes, header_length: str | None, signature: Signature
+) -> DecodedInfer:
+    """Decode a request body.
+
+    ``header_length`` is the header ``Inference-Header-Content-Length``: the bytes of JSON in front of
+    the binary tensors, absent for a body that is JSON alone, ``0`` for a body that is the only tensor.
+    Raises ``Malformed`` for what is not the protocol, ``Invalid`` for what the protocol forbids.
+    """
+    if header_length is None:
+        length = len(body)
+    elif not header_length.isascii() or not header_length.isdigit() or int(header_length) > len(body):
+        raise Malformed("Inference-Header-Content-Length is not a length within the body")
+    else:
+        length = int(header_length)
+        if length == 0:
+            return _decode_raw(model, version, body, signature)
+    message = decode_json(body[:length], _Infer)
+    tail = memoryview(body)[length:]
+    tensors, offset = [], 0
+    for item in message.inputs:
+        size = item.parameters.get("binary_data_size")
+        _only(item.parameters, ("binary_data_size",), f"input {item.name!r}")
+        if size is None:
+            tensors.append(_from_json(item))
+            continue
+        if type(size) is not int or size < 0:
+            raise Invalid(f"input {item.name!r}: binary_data_size is not a size", param=item.name)
+        if item.data is not msgspec.UNSET:
+            raise Invalid(f"input {item.name!r} has both data and binary_data_size", param=item.name)
+        if offset + size > len(tail):
+            raise Malformed(f"the body ends before the tensor {item.name!r}")
+        tensors.append(Tensor(item.name, _datatype(item), tuple(item.shape), tail[offset : offset + size]))
+        offset += size
+    if offset != len(tail):
+        raise Malformed(f"{len(tail) - offset} bytes follow the last tensor")
+    parameters, priority, timeout_us = clean_parameters(message.parameters)
+    if len({output.name for output in message.outputs}) != len(message.outputs):
+        raise Invalid("an output is requested twice")
+    binary = message.parameters.get("binary_data_output", False)
+    if type(binary) is not bool:
+        raise Invalid("binary_data_output is not true or false", param="binary_data_output")
+    request = InferenceRequest(
+        model=model,
+        version=version,
+        inputs=tuple(tensors),
+        outputs=tuple(output.name for output in message.outputs),
+        id=message.id,
+        parameters=parameters,
+        priority=priority,
+    )
+    forms = {output.name: _form(output, default=binary) for output in message.outputs}
+    return DecodedInfer(request, Encoding(OutputForm(binary), forms), timeout_us)
+
+
+def _decode_raw(model: str, version: str, body: bytes, signature: Signature) -> DecodedInfer:
+    if len(signature.inputs) != 1:
+        raise Invalid("a raw binary request needs a model with exactly one input")
+    (spec,) = signature.inputs.values()
+    shape = [1, *spec.shape[1:]] if signature.max_batch_size > 0 else list(spec.shape)
+    if shape.count(-1) > 1:
+        raise Invalid("a raw binary request needs an input with at most one variable dimension")
+    data = body
+    if spec.datatype == "BYTES":
+        data = encode_bytes([body])
+        shape = [1 if dimension == -1 else dimension for dimension in shape]
+    elif -1 in shape:
+        known = element_count([dimension for dimension in shape if dimension != -1]) * ITEM_SIZE[spec.datatype]
+        if known == 0 or len(body) % known:
+            raise Invalid(f"{len(body)} bytes do not fill the shape {shape} of {spec.name!r}", param=spec.name)
+        shape[shape.index(-1)] = len(body) // known
+    tensor = Tensor(spec.name, spec.datatype, tuple(shape), data)  # type: ignore[arg-type]
+    return DecodedInfer(InferenceRequest(model, (tensor,), version), Encoding(OutputForm(binary=True)))
+
+
+def clean_parameters(parameters: Mapping[str, Any]) -> tuple[dict[str, ParameterValue], int, int | None]:
+    """(parameters for the model, priority, timeout in µs). Raises ``Invalid`` for reserved names."""
+    kept: dict[str, ParameterValue] = {}
+    for name, value in parameters.items():
+        if name in _RESERVED or name.startswith(_RESERVED_PREFIXES):
+            raise Invalid(f"the parameter {name!r} is reserved", param=name)
+        if name in _OWN:
+            continue
+        if not isinstance(value, bool | int | float | str):
+            raise Invalid(f"the parameter {name!r} is not a string, number or boolean", param=name)
+        kept[name] = value
+    return kept, _natural(parameters, "priority", 2**32 - 1) or 0, _natural(parameters, "timeout", 2**63 - 1)
+
+
+def _natural(parameters: Mapping[str, Any], name: str, maximum: int) -> int | None:
+    value = parameters.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value <= maximum:
+        raise Invalid(f"the parameter {name!r} is not a whole number in range", param=name)
+    return value or None
+
+
+def _only(parameters: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        raise Invalid(f"{what}: the parameter {unknown[0]!r} is not supported", param=unknown[0])
+
+
+def _form(output: _Output, *, default: bool) -> OutputForm:
+    _only(output.parameters, ("binary_data", "classification"), f"output {output.name!r}")
+    binary = output.parameters.get("binary_data", default)
+    classes = output.parameters.get("classification", 0)
+    if type(binary) is not bool:
+        raise Invalid(f"output {output.name!r}: binary_data is not true or false", param=output.name)
+    if type(classes) is not int or not 0 <= classes <= MAX_CLASSES:
+        raise Invalid(f"output {output.name!r}: classification is not a number of classes", param=output.name)
+    return OutputForm(binary, classes)
+
+
+def _datatype(item: _Input) -> Any:
+    if item.datatype not in ITEM_SIZE and item.datatype != "BYTES":
+        raise Invalid(f"input {item.name!r} has the unknown datatype {item.datatype[:40]!r}", param=item.name)
+    return item.datatype
+
+
+def _from_json(item: _Input) -> Tensor:
+    datatype = _datatype(item)
+    if item.data is msgspec.UNSET:
+        raise Invalid(f"input {item.name!r} has no data", param=item.name)
+    if datatype == "BF16":
+        raise Invalid(f"input {item.name!r}: BF16 travels as binary data only", param=item.name)
+    shape = tuple(item.shape)
+    if any(dimension < 1 for dimension in shape):
+        raise Invalid(f"input {item.name!r} has dimensions that are not positive", param=item.name)
+    if datatype == "BYTES":
+        elements = _flatten_strings(item.data, item.name)
+        return Tensor(item.name, "BYTES", shape, encode_bytes(elements))
+    return Tensor(item.name, datatype, shape, _numbers(item.data, datatype, item.name).tobytes())
+
+
+def _flatten_strings(data: list[Any], name: str) -> list[str]:
+    flat: list[str] = []
+    stack = [iter(data)]
+    while stack:
+        for element in stack[-1]:
+            if isinstance(element, str):
+                flat.append(element)
+            elif isinstance(element, list):
+                stack.append(iter(element))
+                break
+            else:
+                raise Invalid(f"input {name!r} is BYTES: its data must be strings", param=name)
+        else:
+            stack.pop()
+    return flat
+
+
+_KINDS = {"BOOL": "b", "FP16": "iuf", "FP32": "iuf", "FP64": "iuf"}
+
+
+def _numbers(data: list[Any], datatype: str, name: str) -> Array:
+    try:
+        array = np.asarray(data)
+    except (ValueError, OverflowError) as error:
+        raise Invalid(f"input {name!r}: data is not a regular list of numbers", param=name) from error
+    wanted = NUMPY_TYPES[datatype]
+    if array.size and array.dtype.kind not in _KINDS.get(datatype, "iu"):
+        if datatype == "UINT64" and array.dtype.kind in "fO":  # numpy's guess for values beyond int64
+            return _exact_unsigned(data, name)
+        raise Invalid(f"input {name!r}: data does not hold {datatype} values", param=name)
+    if array.size and wanted.kind in "iu":
+        bounds = np.iinfo(wanted)
+        if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
+            raise Invalid(f"input {name!r}: a value is out of range for {datatype}", param=name)
+    with np.errstate(over="ignore"):
+        return array.astype(wanted)
+
+
+def _exact_unsigned(data: list[Any], name: str) -> Array:
+    flat = np.asarray(data, dtype=object).reshape(-1)
+    if not all(type(value) is int and 0 <= value < 2**64 for value in flat):
+        raise Invalid(f"input {name!r}: data does not hold UINT64 values", param=name)
+    return np.array(flat.tolist(), dtype="<u8")
+
+
+# --- answers
+
+
+def encode_infer(
+    result: InferenceResult, request: InferenceRequest, encoding: Encoding, labels: Sequence[str], *, batched: bool
+) -> tuple[bytes, int | None]:
+    """(body, bytes of JSON in front of binary tensors or None if there is no binary tensor)."""
+    outputs, tail = [], []
+    for tensor in result.outputs:
+        form = encoding.of(tensor.name)
+        written = classify(tensor, form.classes, labels, batched=batched) if form.classes else tensor
+        entry: dict[str, Any] = {"name": written.name, "datatype": written.datatype, "shape": written.shape}
+        if form.binary:
+            entry["parameters"] = {"binary_data_size": len(written.data)}
+            tail.append(written.data)
+        else:
+            entry["data"] = _to_json(written)
+        outputs.append(entry)
+    message: dict[str, Any] = {"model_name": result.model, "model_version": result.version}
+    if request.id:
+        message["id"] = request.id
+    if result.parameters:
+        message["parameters"] = result.parameters
+    message["outputs"] = outputs
+    header = msgspec.json.encode(message)
+    if not tail and not any(encoding.of(tensor.name).binary for tensor in result.outputs):
+        return header, None
+    return b"".join((header, *tail)), len(header)
+
+
+def _to_json(tensor: Tensor) -> list[Any]:
+    array = to_numpy(tensor).reshape(-1)
+    if tensor.datatype == "BYTES":
+        return [element.decode("utf-8", errors="replace") for element in array]
+    values: list[Any] = array.tolist()
+    return values
+
+
+def classify(tensor: Tensor, classes: int, labels: Sequence[str], *, batched: bool) -> Tensor:
+    """Triton's classification extension: BYTES ``[batch, k]`` of ``value:index[:label]``, best first."""
+    if tensor.datatype == "BYTES":
+        raise Invalid(f"output {tensor.name!r} is BYTES and cannot be classified", param=tensor.name)
+    array = to_numpy(tensor)
+    rows = array.reshape(array.shape[0], -1) if batched else array.reshape(1, -1)
+    count = min(classes, rows.shape[1])
+    best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    texts = np.empty((rows.shape[0], count), dtype=object)
+    for i, indices in enumerate(best):
+        for j, index in enumerate(indices):
+            value = rows[i, index]
+            number = f"{float(value):f}" if rows.dtype.kind == "f" else str(int(value))
+            label = f":{labels[index]}" if index < len(labels) else ""
+            texts[i, j] = f"{number}:{index}{label}"
+    return from_numpy(tensor.name, texts if batched else texts[0])

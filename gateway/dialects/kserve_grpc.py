@@ -1,0 +1,367 @@
+"""Open Inference Protocol over gRPC (``inference.GRPCInferenceService``), as ``tritonclient.grpc`` and
+KServe's clients speak it, with ``grpc.health.v1`` and reflection. The key travels in call metadata.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import structlog
+import uuid_utils
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.dialects.headers import acceptable_request_id, read_credential
+from gateway.dialects.kserve_codec import classify as classify_output
+from gateway.dialects.kserve_codec import clean_parameters
+from gateway.errors import ClientClosed, GatewayError, Internal, Invalid, Malformed, NotFound, NotImplementedHere
+from gateway.pipeline import Pipeline
+from gateway.triton.messages import get_parameters, set_parameters
+from gateway.triton.tensors import ITEM_SIZE, NUMPY_TYPES, encode_bytes
+from gateway.types import Call, InferenceRequest, InferenceResult, Scope, Tensor
+
+log = structlog.get_logger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+HEALTH_SERVICE = "grpc.health.v1.Health"
+
+STATUS_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    402: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ABORTED,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    415: grpc.StatusCode.INVALID_ARGUMENT,
+    422: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    502: grpc.StatusCode.UNAVAILABLE,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""Usual practice for each HTTP status of the error tree; any other is INTERNAL."""
+
+_CONTENTS = {
+    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
+    "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
+    "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
+}  # fmt: skip
+
+Answer = Callable[[Any, Call], Awaitable[Any]]
+
+
+class KserveGrpc:
+    """The service's handlers; ``add_to`` registers them on a server."""
+
+    name = "kserve_grpc"
+
+    def __init__(self, pipeline: Pipeline, version: str) -> None:
+        self._pipeline = pipeline
+        self._version = version
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register the service, health and reflection."""
+        unary: dict[str, tuple[type[Any], type[Any], Answer, Scope | None]] = {
+            "ServerLive": (pb.ServerLiveRequest, pb.ServerLiveResponse, self.server_live, None),
+            "ServerReady": (pb.ServerReadyRequest, pb.ServerReadyResponse, self.server_ready, None),
+            "ServerMetadata": (pb.ServerMetadataRequest, pb.ServerMetadataResponse, self.server_metadata, "infer"),
+            "ModelReady": (pb.ModelReadyRequest, pb.ModelReadyResponse, self.model_ready, "infer"),
+            "ModelMetadata": (pb.ModelMetadataRequest, pb.ModelMetadataResponse, self.model_metadata, "infer"),
+            "ModelConfig": (pb.ModelConfigRequest, pb.ModelConfigResponse, self.model_config, "infer"),
+            "ModelStatistics": (pb.ModelStatisticsRequest, pb.ModelStatisticsResponse, self.model_statistics, "infer"),
+            "ModelInfer": (pb.ModelInferRequest, pb.ModelInferResponse, self.model_infer, "infer"),
+            "RepositoryIndex": (pb.RepositoryIndexRequest, pb.RepositoryIndexResponse, self.repository_index, "models:admin"),
+            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse, self.load, "models:admin"),
+            "RepositoryModelUnload": (
+                pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, self.unload, "models:admin",
+            ),
+        }  # fmt: skip
+        handlers: dict[str, grpc.RpcMethodHandler] = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._unary(name, answer, scope), request_type.FromString, response_type.SerializeToString
+            )
+            for name, (request_type, response_type, answer, scope) in unary.items()
+        }
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self.model_stream_infer, pb.ModelInferRequest.FromString, pb.ModelStreamInferResponse.SerializeToString
+        )
+        health = {
+            "Check": grpc.unary_unary_rpc_method_handler(
+                self.health_check,
+                health_pb2.HealthCheckRequest.FromString,
+                health_pb2.HealthCheckResponse.SerializeToString,
+            )
+        }
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(SERVICE, handlers),
+                grpc.method_handlers_generic_handler(HEALTH_SERVICE, health),
+            )
+        )
+        reflection.enable_server_reflection((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+
+    # --- the way in
+
+    def _unary(self, operation: str, answer: Answer, scope: Scope | None) -> Any:
+        async def handle(message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            call = self._call(operation, context)
+            try:
+                if scope is not None:
+                    await self._pipeline.authenticate(call, scope)
+                call.bytes_in = message.ByteSize()
+                reply = await answer(message, call)
+            except GatewayError as error:
+                self._finished(call, error.status)
+                await self._abort(context, error, call)
+            except asyncio.CancelledError:
+                self._finished(call, ClientClosed.status)
+                raise
+            except Exception:
+                log.exception("request.failed", request_id=call.request_id, operation=operation)
+                self._finished(call, Internal.status)
+                await self._abort(context, Internal("internal error"), call)
+            else:
+                context.set_trailing_metadata(_trailers(call))
+                self._finished(call, 200)
+                return reply
+
+        return handle
+
+    def _call(self, operation: str, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
+        metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+        usage_id = str(uuid_utils.uuid7())
+        call = Call(usage_id, usage_id, self.name, operation, client_address=_address(context.peer()))
+        call.credential = read_credential(metadata)
+        call.request_id = acceptable_request_id(metadata.get("x-request-id")) or usage_id
+        call.trace_parent, call.trace_state = metadata.get("traceparent"), metadata.get("tracestate")
+        remaining = context.time_remaining()
+        settings = self._pipeline.settings
+        self._pipeline.set_timeout(call, settings.default_timeout_s if remaining is None else remaining)
+        return call
+
+    async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], error: GatewayError, call: Call) -> None:
+        trailers = [*_trailers(call)]
+        if error.retry_after_s is not None:
+            trailers.append(("retry-after", str(max(1, math.ceil(error.retry_after_s)))))
+        code = STATUS_CODES.get(error.status, grpc.StatusCode.INTERNAL)
+        await context.abort(code, error.message, tuple(trailers))
+
+    def _finished(self, call: Call, code: int) -> None:
+        self._pipeline.metrics.finished(call, code, (time.monotonic_ns() - call.received_ns) / 1e9)
+
+    # --- server and repository
+
+    async def server_live(self, _message: Any, _call: Call) -> Any:
+        """The gateway runs."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def server_ready(self, _message: Any, _call: Call) -> Any:
+        """Whether any model can be inferred."""
+        return pb.ServerReadyResponse(ready=bool(self._pipeline.pool.ready_models()))
+
+    async def health_check(self, message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        """``grpc.health.v1``: for the empty service name and for this one."""
+        if message.service not in {"", SERVICE}:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        states = health_pb2.HealthCheckResponse
+        serving = bool(self._pipeline.pool.ready_models())
+        return health_pb2.HealthCheckResponse(status=states.SERVING if serving else states.NOT_SERVING)
+
+    async def server_metadata(self, _message: Any, _call: Call) -> Any:
+        """Name, version, extensions."""
+        return pb.ServerMetadataResponse(
+            name="tidegate", version=self._version, extensions=["statistics", "model_configuration"]
+        )
+
+    async def repository_index(self, message: Any, _call: Call) -> Any:
+        """Models of the repository."""
+        return await self._pipeline.pool.ask("RepositoryIndex", pb.RepositoryIndexRequest(ready=message.ready))
+
+    async def load(self, message: Any, call: Call) -> Any:
+        """Load or reload a model, without overrides."""
+        if message.parameters:
+            raise Invalid("loading takes no configuration and no files over this API")
+        model = self._pipeline.card(call, message.model_name).name
+        await self._pipeline.pool.ask_all("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=model))
+        return pb.RepositoryModelLoadResponse()
+
+    async def unload(self, message: Any, call: Call) -> Any:
+        """Unload a model."""
+        model = self._pipeline.card(call, message.model_name).name
+        await self._pipeline.pool.ask_all("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=model))
+        return pb.RepositoryModelUnloadResponse()
+
+    # --- one model
+
+    def _model(self, name: str, version: str, call: Call) -> None:
+        self._pipeline.identify(call, name)
+        if version and not (version.isascii() and version.isdigit()):
+            raise NotFound("no such version")
+        self._pipeline.pool.signature(name, version)
+
+    async def model_ready(self, message: Any, call: Call) -> Any:
+        """Whether it can be inferred now."""
+        self._pipeline.identify(call, message.name)
+        versions = self._pipeline.pool.versions(message.name)
+        return pb.ModelReadyResponse(ready=message.version in versions if message.version else bool(versions))
+
+    async def model_metadata(self, message: Any, call: Call) -> Any:
+        """Inputs and outputs."""
+        self._model(message.name, message.version, call)
+        return await self._pipeline.pool.ask("ModelMetadata", message, message.name, message.version)
+
+    async def model_config(self, message: Any, call: Call) -> Any:
+        """Triton's configuration of the model."""
+        self._model(message.name, message.version, call)
+        return await self._pipeline.pool.ask("ModelConfig", message, message.name, message.version)
+
+    async def model_statistics(self, message: Any, call: Call) -> Any:
+        """Statistics of one model, or of all that the key may use."""
+        if message.name:
+            self._model(message.name, message.version, call)
+            return await self._pipeline.pool.ask("ModelStatistics", message, message.name, message.version)
+        reply = await self._pipeline.pool.ask("ModelStatistics", message)
+        principal = call.principal
+        visible = [entry for entry in reply.model_stats if principal is not None and principal.may_use(entry.name)]
+        return pb.ModelStatisticsResponse(model_stats=visible)
+
+    async def model_infer(self, message: Any, call: Call) -> Any:
+        """Run one inference."""
+        self._model(message.model_name, message.model_version, call)
+        request, timeout_us = decode_request(message)
+        if self._pipeline.pool.signature(request.model, request.version).decoupled:
+            raise NotImplementedHere("this model answers with a stream; use ModelStreamInfer")
+        if timeout_us:
+            self._pipeline.set_timeout(call, timeout_us / 1e6)
+        result = await self._pipeline.infer(call, request)
+        return self._reply(result, message, request)
+
+    def _reply(self, result: InferenceResult, message: Any, request: InferenceRequest) -> Any:
+        wanted = {output.name: get_parameters(output.parameters) for output in message.outputs if output.parameters}
+        batched = self._pipeline.pool.signature(request.model, request.version).max_batch_size > 0
+        reply = pb.ModelInferResponse(model_name=result.model, model_version=result.version, id=request.id)
+        for tensor in result.outputs:
+            classes = wanted.get(tensor.name, {}).get("classification", 0)
+            if classes:
+                labels = self._pipeline.labels(request.model)
+                tensor = classify_output(tensor, int(classes), labels, batched=batched)  # noqa: PLW2901
+            reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+            reply.raw_output_contents.append(bytes(tensor.data))
+        if result.parameters:
+            set_parameters(reply.parameters, result.parameters)
+        return reply
+
+    # --- streams
+
+    async def model_stream_infer(
+        self, messages: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Any]:
+        """Each request of the stream is answered in its turn; each is metered as a call of its own.
+
+        An error answers its request as ``error_message`` and the stream goes on, unless the client
+        asked for a status with the metadata ``triton_grpc_error: true``.
+        """
+        by_status = ("triton_grpc_error", "true") in (context.invocation_metadata() or ())
+        async for message in messages:
+            call = self._call("ModelStreamInfer", context)
+            code = 200
+            try:
+                await self._pipeline.authenticate(call, "infer")
+                async for reply in self._stream_one(message, call):
+                    yield reply
+            except GatewayError as error:
+                code = error.status
+                if by_status or code in {401, 403}:
+                    self._finished(call, code)
+                    await self._abort(context, error, call)
+                failed = pb.ModelStreamInferResponse(error_message=error.message)
+                failed.infer_response.id = message.id
+                yield failed
+            self._finished(call, code)
+
+    async def _stream_one(self, message: Any, call: Call) -> AsyncIterator[Any]:
+        final_wanted = message.parameters["triton_enable_empty_final_response"].bool_param
+        del message.parameters["triton_enable_empty_final_response"]
+        self._model(message.model_name, message.model_version, call)
+        request, timeout_us = decode_request(message)
+        if timeout_us:
+            self._pipeline.set_timeout(call, timeout_us / 1e6)
+        signature = self._pipeline.pool.signature(request.model, request.version)
+        if not signature.decoupled:
+            reply = self._reply(await self._pipeline.infer(call, request), message, request)
+            if final_wanted:
+                reply.parameters["triton_final_response"].bool_param = True
+            yield pb.ModelStreamInferResponse(infer_response=reply)
+            return
+        async for result in self._pipeline.stream(call, request):
+            yield pb.ModelStreamInferResponse(infer_response=self._reply(result, message, request))
+        if final_wanted:
+            last = pb.ModelInferResponse(model_name=request.model, model_version=request.version, id=request.id)
+            last.parameters["triton_final_response"].bool_param = True
+            yield pb.ModelStreamInferResponse(infer_response=last)
+
+
+def decode_request(message: Any) -> tuple[InferenceRequest, int | None]:
+    """(request, timeout in µs). Raises ``Malformed`` or ``Invalid``."""
+    parameters, priority, timeout_us = clean_parameters(get_parameters(message.parameters))
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise Malformed(f"{len(raw)} raw contents for {len(message.inputs)} inputs")
+    tensors = []
+    for index, item in enumerate(message.inputs):
+        if item.datatype not in ITEM_SIZE and item.datatype != "BYTES":
+            raise Invalid(f"input {item.name!r} has an unknown datatype", param=item.name)
+        if item.parameters:
+            raise Invalid(f"input {item.name!r}: parameters of inputs are not supported", param=item.name)
+        data = raw[index] if raw else _typed_contents(item)
+        tensors.append(Tensor(item.name, item.datatype, tuple(item.shape), data))
+    request = InferenceRequest(
+        model=message.model_name,
+        version=message.model_version,
+        inputs=tuple(tensors),
+        outputs=tuple(output.name for output in message.outputs),
+        id=message.id,
+        parameters=parameters,
+        priority=priority,
+    )
+    return request, timeout_us
+
+
+def _typed_contents(item: Any) -> bytes:
+    field = _CONTENTS.get(item.datatype)
+    if field is None:
+        raise Invalid(f"input {item.name!r}: {item.datatype} travels as raw contents only", param=item.name)
+    values = getattr(item.contents, field)
+    if item.datatype == "BYTES":
+        return encode_bytes(values)
+    try:
+        return np.array(values, dtype=NUMPY_TYPES[item.datatype]).tobytes()
+    except OverflowError as error:
+        raise Invalid(f"input {item.name!r}: a value is out of range for {item.datatype}", param=item.name) from error
+
+
+def _trailers(call: Call) -> tuple[tuple[str, str], ...]:
+    trailers = [("x-request-id", call.request_id)]
+    if call.model:
+        trailers.append(("x-tidegate-usage-id", call.usage_id))
+    trailers += [(name.lower(), value) for name, value in call.headers.items()]
+    return tuple(trailers)
+
+
+def _address(peer: str) -> str:
+    """The address in gRPC's ``ipv4:1.2.3.4:5``, ``ipv6:%5B::1%5D:5``."""
+    kind, _, rest = peer.partition(":")
+    if kind not in {"ipv4", "ipv6"}:
+        return ""
+    return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")

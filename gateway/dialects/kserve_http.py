@@ -1,0 +1,305 @@
+"""Open Inference Protocol over HTTP (``/v2``), with Triton's extensions: what ``tritonclient.http``
+and KServe's clients speak. Errors are ``{"error": "<string>"}``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.dialects.http import Request, Response, Route
+from gateway.dialects.json import decode_json
+from gateway.dialects.kserve_codec import clean_parameters, decode_infer, encode_infer
+from gateway.dialects.protobuf_json import to_json
+from gateway.errors import GatewayError, Invalid, NotFound, NotImplementedHere
+from gateway.pipeline import Pipeline
+from gateway.triton.signature import Signature, TensorSignature
+from gateway.triton.tensors import NUMPY_TYPES, from_numpy, to_numpy
+from gateway.types import Call, InferenceRequest, InferenceResult, Tensor
+
+BINARY = "application/octet-stream"
+EXTENSIONS = (
+    "classification", "model_repository", "model_repository(unload_dependents)", "model_configuration",
+    "binary_tensor_data", "parameters", "statistics", "generate",
+)  # fmt: skip
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+_OBJECT = {"type": "object"}
+
+
+class KserveHttp:
+    """The dialect. ``version`` is the gateway's, for server metadata."""
+
+    name = "kserve_http"
+
+    def __init__(self, pipeline: Pipeline, version: str) -> None:
+        self._pipeline = pipeline
+        self._version = version
+
+    def encode_error(self, error: GatewayError, call: Call) -> Response:  # noqa: ARG002
+        """``{"error": "<string>"}``: an object there breaks tritonclient's exception."""
+        return Response(error.status, msgspec.json.encode({"error": error.message}))
+
+    @property
+    def routes(self) -> list[Route]:
+        """Every operation under ``/v2``."""
+        tags = ("Open Inference Protocol",)
+
+        def get(path: str, operation: str, handler: Any, summary: str, **more: Any) -> Route:
+            return Route("GET", path, operation, handler, summary=summary, tags=tags, response_schema=_OBJECT, **more)
+
+        def post(path: str, operation: str, handler: Any, summary: str, **more: Any) -> Route:
+            return Route(
+                "POST", path, operation, handler, summary=summary, tags=tags,
+                request_schema=_OBJECT, response_schema=_OBJECT, **more,
+            )  # fmt: skip
+
+        routes = [
+            get("/v2", "server_metadata", self.server_metadata, "Name, version and extensions"),
+            get("/v2/health/live", "server_live", self.server_live, "Whether the gateway runs", scope=None),
+            get("/v2/health/ready", "server_ready", self.server_ready, "Whether models can be inferred", scope=None),
+            get("/v2/models/stats", "statistics", self.statistics, "Statistics of all models"),
+            post("/v2/repository/index", "repository_index", self.repository_index, "Models of the repository"),
+            post("/v2/repository/models/{model}/load", "load", self.load, "Load or reload a model"),
+            post("/v2/repository/models/{model}/unload", "unload", self.unload, "Unload a model"),
+        ]
+        for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            routes += [
+                get(prefix, "model_metadata", self.model_metadata, "Inputs and outputs of a model"),
+                get(f"{prefix}/ready", "model_ready", self.model_ready, "Whether a model can be inferred"),
+                get(f"{prefix}/config", "model_config", self.model_config, "Triton's configuration of a model"),
+                get(f"{prefix}/stats", "statistics", self.statistics, "Statistics of a model"),
+                post(
+                    f"{prefix}/infer", "infer", self.infer, "Run an inference",
+                    request_media_types=("application/json", BINARY), statuses=(413, 415, 422),
+                ),
+                post(f"{prefix}/generate", "generate", self.generate, "Run an inference on plain JSON"),
+                post(f"{prefix}/generate_stream", "generate_stream", self.generate_stream, "The same, as a stream of events"),
+            ]  # fmt: skip
+        return routes
+
+    # --- server and repository
+
+    async def server_metadata(self, _request: Request, _call: Call) -> Response:
+        """``GET /v2``."""
+        return _json({"name": "tidegate", "version": self._version, "extensions": EXTENSIONS})
+
+    async def server_live(self, _request: Request, _call: Call) -> Response:
+        """``GET /v2/health/live``."""
+        return Response(200, b"", media_type=None)
+
+    async def server_ready(self, _request: Request, _call: Call) -> Response:
+        """``GET /v2/health/ready``: 200 or 503."""
+        ready = bool(self._pipeline.pool.ready_models())
+        return Response(200 if ready else 503, b"", media_type=None)
+
+    async def repository_index(self, request: Request, call: Call) -> Response:
+        """``POST /v2/repository/index``; the body may be empty."""
+        self._require_admin(call)
+        wanted = decode_json(request.body, dict[str, Any]) if request.body.strip() else {}
+        reply = await self._pipeline.pool.ask(
+            "RepositoryIndex", pb.RepositoryIndexRequest(ready=bool(wanted.get("ready", False)))
+        )
+        return _json([to_json(model) for model in reply.models])
+
+    async def load(self, request: Request, call: Call) -> Response:
+        """``POST /v2/repository/models/{model}/load``, without any override of files or configuration."""
+        model = self._administered(request, call)
+        await self._pipeline.pool.ask_all("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=model))
+        return Response(200, b"", media_type=None)
+
+    async def unload(self, request: Request, call: Call) -> Response:
+        """``POST /v2/repository/models/{model}/unload``."""
+        model = self._administered(request, call)
+        await self._pipeline.pool.ask_all("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=model))
+        return Response(200, b"", media_type=None)
+
+    def _administered(self, request: Request, call: Call) -> str:
+        self._require_admin(call)
+        body = decode_json(request.body, dict[str, Any]) if request.body.strip() else {}
+        parameters = body.get("parameters", {})
+        if set(body) - {"parameters"} or not isinstance(parameters, dict) or set(parameters) - {"unload_dependents"}:
+            raise Invalid("loading takes no configuration and no files over this API")
+        return self._pipeline.card(call, request.params["model"]).name
+
+    def _require_admin(self, call: Call) -> None:
+        if call.principal is None or "models:admin" not in call.principal.scopes:
+            raise NotFound("no such route")
+
+    # --- one model
+
+    def _model(self, request: Request, call: Call) -> tuple[str, str]:
+        model, version = request.params["model"], request.params.get("version", "")
+        self._pipeline.identify(call, model)
+        if version and not (version.isascii() and version.isdigit()):
+            raise NotFound("no such version")
+        return model, version
+
+    async def model_metadata(self, request: Request, call: Call) -> Response:
+        """Name, versions, platform, inputs and outputs (-1: variable)."""
+        model, version = self._model(request, call)
+        pool = self._pipeline.pool
+        pool.signature(model, version)
+        reply = await pool.ask("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version), model, version)
+        return _json(to_json(reply))
+
+    async def model_ready(self, request: Request, call: Call) -> Response:
+        """200, or 503 as long as it is not."""
+        model, version = self._model(request, call)
+        self._pipeline.pool.signature(model, version)
+        return Response(200, b"", media_type=None)
+
+    async def model_config(self, request: Request, call: Call) -> Response:
+        """Triton's configuration of the model, as it runs."""
+        model, version = self._model(request, call)
+        pool = self._pipeline.pool
+        pool.signature(model, version)
+        reply = await pool.ask("ModelConfig", pb.ModelConfigRequest(name=model, version=version), model, version)
+        return _json(to_json(reply.config))
+
+    async def statistics(self, request: Request, call: Call) -> Response:
+        """Triton's statistics: one model's, or those of all models that the key may use."""
+        pool = self._pipeline.pool
+        if "model" in request.params:
+            model, version = self._model(request, call)
+            pool.signature(model, version)
+            reply = await pool.ask(
+                "ModelStatistics", pb.ModelStatisticsRequest(name=model, version=version), model, version
+            )
+            return _json(to_json(reply))
+        reply = await pool.ask("ModelStatistics", pb.ModelStatisticsRequest())
+        principal = call.principal
+        visible = [
+            to_json(entry) for entry in reply.model_stats if principal is not None and principal.may_use(entry.name)
+        ]
+        return _json({"model_stats": visible})
+
+    # --- inference
+
+    async def infer(self, request: Request, call: Call) -> Response:
+        """JSON and binary tensors in and out, in any mix."""
+        model, version = self._model(request, call)
+        signature = self._pipeline.pool.signature(model, version)
+        decoded = decode_infer(
+            model, version, request.body, request.headers.get("inference-header-content-length"), signature
+        )
+        if signature.decoupled:
+            raise NotImplementedHere("this model answers with a stream; use generate_stream or gRPC")
+        if decoded.timeout_us:
+            self._pipeline.set_timeout(call, decoded.timeout_us / 1e6)
+        result = await self._pipeline.infer(call, decoded.request)
+        body, header_length = encode_infer(
+            result,
+            decoded.request,
+            decoded.encoding,
+            self._pipeline.labels(model),
+            batched=signature.max_batch_size > 0,
+        )
+        headers = {}
+        if header_length is not None:
+            headers["Inference-Header-Content-Length"] = str(header_length)
+        body = _compressed(body, request.headers.get("accept-encoding", ""), headers)
+        return Response(200, body, headers, "application/json" if header_length is None else BINARY)
+
+    async def generate(self, request: Request, call: Call) -> Response:
+        """Triton's generate extension: one JSON member per input, one per output."""
+        inference = self._generate_request(request, call)
+        if self._pipeline.pool.signature(inference.model, inference.version).decoupled:
+            results = [result async for result in self._pipeline.stream(call, inference)]
+            if len(results) != 1:
+                raise NotImplementedHere("this model answers with a stream; use generate_stream")
+            return _json(_generated(results[0]))
+        return _json(_generated(await self._pipeline.infer(call, inference)))
+
+    async def generate_stream(self, request: Request, call: Call) -> Response:
+        """The same as server-sent events; an error after the first event is an event too."""
+        inference = self._generate_request(request, call)
+        if self._pipeline.pool.signature(inference.model, inference.version).decoupled:
+            results = self._pipeline.stream(call, inference)
+        else:
+            results = _once(await self._pipeline.infer(call, inference))
+        return Response(200, _events(results), media_type="text/event-stream")
+
+    def _generate_request(self, request: Request, call: Call) -> InferenceRequest:
+        model, version = self._model(request, call)
+        signature = self._pipeline.pool.signature(model, version)
+        body = decode_json(request.body, dict[str, Any])
+        options = body.pop("parameters", {})
+        identity = body.pop("id", "")
+        if not isinstance(options, dict) or not isinstance(identity, str):
+            raise Invalid("id must be a string and parameters an object")
+        members = body | {name: value for name, value in options.items() if name in signature.inputs}
+        others = {name: value for name, value in options.items() if name not in signature.inputs}
+        parameters, priority, timeout_us = clean_parameters(others)
+        unknown = [name for name in members if name not in signature.inputs]
+        if unknown:
+            raise Invalid(f"the model has no input {unknown[0]!r}", param=unknown[0])
+        if timeout_us:
+            self._pipeline.set_timeout(call, timeout_us / 1e6)
+        tensors = tuple(_plain_tensor(signature, signature.inputs[name], value) for name, value in members.items())
+        return InferenceRequest(model, tensors, version, id=identity, parameters=parameters, priority=priority)
+
+
+def _json(value: Any) -> Response:
+    return Response(200, msgspec.json.encode(value))
+
+
+def _compressed(body: bytes, accepted: str, headers: dict[str, str]) -> bytes:
+    """``body``, compressed if the client asks for one encoding and nothing else, as tritonclient does."""
+    wanted = accepted.strip().lower()
+    if wanted == "gzip":
+        headers["Content-Encoding"] = "gzip"
+        return gzip.compress(body, 1)
+    if wanted == "deflate":
+        headers["Content-Encoding"] = "deflate"
+        return zlib.compress(body, 1)
+    return body
+
+
+def _plain_tensor(signature: Signature, spec: TensorSignature, value: Any) -> Tensor:
+    values = value if isinstance(value, list) else [value]
+    kinds = {"BYTES": str, "BOOL": bool}
+    wanted = kinds.get(spec.datatype, (int, float))
+    if any(not isinstance(item, wanted) or (isinstance(item, bool) and spec.datatype != "BOOL") for item in values):
+        raise Invalid(f"{spec.name!r} takes {spec.datatype} values", param=spec.name)
+    if spec.datatype == "BF16":
+        raise Invalid(f"{spec.name!r} takes BF16, which has no JSON form", param=spec.name)
+    shape = (1, len(values)) if signature.max_batch_size > 0 else (len(values),)
+    try:
+        array = np.array(values, dtype=object if spec.datatype == "BYTES" else NUMPY_TYPES[spec.datatype])
+    except (OverflowError, ValueError) as error:
+        raise Invalid(f"{spec.name!r}: a value is out of range for {spec.datatype}", param=spec.name) from error
+    return from_numpy(spec.name, array.reshape(shape))
+
+
+def _generated(result: InferenceResult) -> dict[str, Any]:
+    members: dict[str, Any] = {"model_name": result.model, "model_version": result.version}
+    if result.id:
+        members["id"] = result.id
+    for tensor in result.outputs:
+        flat = to_numpy(tensor).reshape(-1).tolist()
+        if tensor.datatype == "BYTES":
+            flat = [element.decode("utf-8", errors="replace") for element in flat]
+        members[tensor.name] = flat[0] if len(flat) == 1 else flat
+    return members
+
+
+async def _once(result: InferenceResult) -> AsyncIterator[InferenceResult]:
+    yield result
+
+
+async def _events(results: AsyncIterator[InferenceResult]) -> AsyncIterator[bytes]:
+    begun = False
+    try:
+        async for result in results:
+            begun = True
+            yield b"data: " + msgspec.json.encode(_generated(result)) + b"\n\n"
+    except GatewayError as error:
+        if not begun:
+            raise
+        yield b"data: " + msgspec.json.encode({"error": error.message}) + b"\n\n"

@@ -1,0 +1,67 @@
+"""Which numbers of which part are exported under which metric name: the parts keep plain attributes and
+know nothing of Prometheus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from gateway.access.access import Access
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.null import NullLedger
+from gateway.ledger.prices import PICO
+from gateway.telemetry.metrics import Metrics, Sample
+from gateway.triton.coalescer import Coalescer
+from gateway.triton.pool import Pool
+
+
+def export(
+    metrics: Metrics, pool: Pool, coalescer: Coalescer, ledger: Ledger | NullLedger, access: Access
+) -> None:
+    """Register every number that is read at scrape time."""
+    counters = ledger.counters
+
+    def members(attribute: str) -> Iterable[Sample]:
+        return [({"server": member.name}, float(getattr(member, attribute))) for member in pool.members]
+
+    def by(label: str, values: Mapping[str, float], scale: float = 1.0) -> Iterable[Sample]:
+        return [({label: name}, value * scale) for name, value in list(values.items())]
+
+    def states() -> Iterable[Sample]:
+        named = {
+            "accepted": counters.accepted,
+            "completed": counters.completed,
+            "failed": counters.failed,
+            "client_closed": counters.client_closed,
+            "unknown": ledger.unknown,
+            "metered": ledger.metered,
+            "dropped": counters.dropped,
+        }
+        return by("state", named)
+
+    watch = metrics.watch
+    watch("tidegate_queue_depth", "Requests waiting to be sent to Triton.", lambda: by("model", coalescer.queue_depth))
+    watch("tidegate_upstream_up", "Whether a Triton server serves models.", lambda: members("up"))
+    watch("tidegate_upstream_outstanding", "Requests in flight to a Triton server.", lambda: members("outstanding"))
+    watch("tidegate_usage_records_total", "Usage records, by state.", states, counter=True)
+    watch(
+        "tidegate_cost_usd_total", "Settled compute cost.",
+        lambda: by("model", counters.cost_pico_usd, 1 / PICO), counter=True,
+    )  # fmt: skip
+    watch("tidegate_journal_bytes", "Size of the usage journal.", lambda: [({}, ledger.journal_bytes)])
+    watch("tidegate_ledger_inflight", "Usage records that are reserved and not ended.", lambda: [({}, ledger.inflight)])
+    watch(
+        "tidegate_ledger_consistent", "1 while every accepted call is accounted for.", lambda: [({}, ledger.consistent)]
+    )
+    watch(
+        "tidegate_ledger_imbalance", "Rows that Triton counted and no call explains, or the reverse.",
+        lambda: by("model", ledger.imbalance),
+    )  # fmt: skip
+    watch(
+        "tidegate_limit_refusals_total", "Requests refused, by the name of the limit.",
+        lambda: by("limit", access.admission.refused), counter=True,
+    )  # fmt: skip
+    watch(
+        "tidegate_redis_fallback_total", "Requests limited by the local share because Redis did not answer.",
+        lambda: [({}, access.admission.fallbacks)], counter=True,
+    )  # fmt: skip

@@ -1,0 +1,370 @@
+"""The ledger: every call recorded before it is forwarded and before it is answered, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+import uuid_utils
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.errors import GatewayError, Unavailable
+from gateway.ledger import frames
+from gateway.ledger.flusher import Flusher
+from gateway.ledger.folders import create_folder, orphans
+from gateway.ledger.journal import Journal
+from gateway.ledger.prices import PICO, Prices
+from gateway.ledger.record import End, end, reserved
+from gateway.ledger.settle import Settler
+from gateway.settings import Settings
+from gateway.store.database import Store
+from gateway.store.usage import Settlement, UsageRecord
+from gateway.triton.statistics import ModelStatistics
+from gateway.types import Call, Units
+
+log = structlog.get_logger(__name__)
+
+_ORPHANS_EVERY_S = 30.0
+_REAP_EVERY_S = 600.0
+_REAP_MARGIN_S = 3600.0
+_MAX_BACKOFF_S = 10.0
+_STATISTICS_TIMEOUT_S = 2.0
+_STOP_TIMEOUT_S = 10.0
+_SETTLEMENTS_PER_FRAME = 256
+_DATABASE_ERRORS = (Unavailable, SQLAlchemyError, OSError)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the ledger has seen since it started; ``accepted == completed + failed + client_closed + inflight``."""
+
+    accepted: int = 0
+    completed: int = 0
+    failed: int = 0
+    client_closed: int = 0
+    refused: int = 0
+    """Calls turned away because they could not be recorded."""
+    dropped: int = 0
+    """Records lost: 0, always. A call that cannot be recorded is not answered."""
+    tokens: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Of completed calls, by model."""
+    pixels: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    cost_pico_usd: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Settled compute cost by model."""
+    billed_pico_usd: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+
+class Ledger:
+    """Usage records of one gateway process.
+
+    ``statistics`` reads Triton's counters (``Pool.statistics``). Needs a running event loop from
+    :meth:`start` to :meth:`stop`; between them two background tasks settle and write.
+    """
+
+    enabled = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        prices: Prices,
+        statistics: Callable[[], Awaitable[Sequence[ModelStatistics]]],
+        *,
+        interval_s: float = 1.0,
+    ) -> None:
+        self.gateway_id = f"{_host()}-{uuid_utils.uuid7()}"
+        self.counters = Counters()
+        self._settings = settings
+        self._store = store
+        self._statistics = statistics
+        self._interval_s = interval_s
+        self._settler = Settler(prices)
+        self._root = settings.data_dir / "journal"
+        self._flusher = Flusher(store, self._root, self.gateway_id, self._settler.estimated)
+        self._inflight: dict[str, UsageRecord] = {}
+        self._owed: list[tuple[int, UsageRecord | list[Settlement]]] = []
+        """Frames that the journal could not take, to be written once it can."""
+        self._sync_each = settings.journal_sync_ms == 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+        self._flushing = asyncio.Lock()
+        self._next_orphans = 0.0
+        self._next_reap = time.monotonic() + _REAP_EVERY_S
+
+    # --- life
+
+    async def start(self) -> None:
+        """Open the journal and begin to settle and write. Raises ``OSError`` if there can be no journal."""
+        self._folder = create_folder(self._root, self.gateway_id)
+        self._journal = Journal(
+            self._folder.path,
+            sync_s=self._settings.journal_sync_ms / 1000,
+            max_bytes=self._settings.journal_max_bytes,
+        )
+        self._journal.open()
+        await self._settle()
+        self._tasks = [
+            asyncio.create_task(self._settle_forever(), name="ledger settles"),
+            asyncio.create_task(self._flush_forever(), name="ledger writes"),
+        ]
+
+    async def stop(self) -> None:
+        """Settle and write what is there, sync the journal, and end the tasks.
+
+        What the database does not take within seconds stays in the journal for the next start.
+        """
+        if not self._tasks:
+            return
+        self._stopping.set()
+        _, late = await asyncio.wait(self._tasks, timeout=_STOP_TIMEOUT_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await self._settle()
+        self._record_settlements(self._settler.give_up())
+        try:
+            await self._journal.synced()
+            await asyncio.wait_for(self._finish_writing(), _STOP_TIMEOUT_S)
+        except (*_DATABASE_ERRORS, asyncio.TimeoutError) as error:
+            log.warning("ledger.left_in_journal", bytes=self.spooled_bytes, error=type(error).__name__)
+            await self._close_journal()
+            self._folder.close()
+        else:
+            await self._close_journal()
+            self._folder.remove()
+
+    # --- the two writes of every call
+
+    async def reserve(self, call: Call) -> None:
+        """Record that ``call`` is about to be forwarded.
+
+        Raises :class:`Unavailable` if that cannot be made durable; the call must not be forwarded then.
+        """
+        record = reserved(call)
+        try:
+            if self._journal.full or self._owed:
+                raise Unavailable("Too much usage waits to be recorded.", retry_after_s=1.0)
+            self._journal.append(frames.RECORD, record)
+        except Unavailable:
+            self.counters.refused += 1
+            raise
+        self.counters.accepted += 1
+        self._inflight[call.usage_id] = record
+        self._settler.balance.accept(record.model, record.rows)
+
+    async def finish(self, call: Call, state: End, status: int, error: str | None = None) -> None:
+        """Record how ``call`` ended, before it is answered; a call that is not in flight is left alone.
+
+        Raises :class:`Unavailable` if that cannot be made durable. The call must not be answered with
+        its result then; it counts as failed and is not billed.
+        """
+        record = self._inflight.pop(call.usage_id, None)
+        if record is None:
+            return
+        reserved_rows = record.rows
+        end(record, call, state, status, error)
+        if state == "completed":
+            record.compute_ns = call.estimated_compute_ns
+            self._settler.estimated(record).preview(record)
+        taken = False
+        try:
+            self._journal.append(frames.RECORD, record)
+            taken = True
+            if self._sync_each:
+                await self._journal.synced()
+        except Unavailable:
+            self._withhold(record, reserved_rows, taken=taken)
+            raise
+        self._count(record, reserved_rows)
+
+    def estimate(self, model: str, units: Units) -> tuple[int, float]:
+        """Compute time in ns and bill in USD to expect for ``units``; compute time 0 for a model never measured."""
+        compute_ns, billed = self._settler.estimate(model, units)
+        return compute_ns, billed / PICO
+
+    # --- for telemetry and readiness
+
+    @property
+    def inflight(self) -> int:
+        """Calls reserved and not ended."""
+        return len(self._inflight)
+
+    @property
+    def metered(self) -> int:
+        """Ended records that are in the database, of this process and of dead ones that it replayed."""
+        return self._flusher.metered
+
+    @property
+    def unknown(self) -> int:
+        """Records of dead gateways that have no end."""
+        return self._flusher.unknown
+
+    @property
+    def rejected(self) -> int:
+        """Records that the database refused for their content, kept in a file."""
+        return self._flusher.rejected
+
+    @property
+    def damaged(self) -> int:
+        """Damaged stretches found in journals."""
+        return self._flusher.damaged
+
+    @property
+    def unsettled(self) -> int:
+        """Completed calls whose cost is still open."""
+        return self._settler.pending
+
+    @property
+    def journal_bytes(self) -> int:
+        """Size of the journal."""
+        return self._journal.bytes
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Bytes of the journal that are not in the database yet."""
+        return self._flusher.spooled_bytes(self._journal)
+
+    @property
+    def imbalance(self) -> dict[str, int]:
+        """Rows by model that Triton counted and no call explains (positive), or the reverse; 0: the books balance."""
+        return self._settler.balance.imbalance
+
+    @property
+    def available(self) -> bool:
+        """Whether calls can be recorded: part of the gateway's readiness."""
+        return bool(self._tasks) and not (self._journal.broken or self._journal.full or self._owed)
+
+    @property
+    def consistent(self) -> bool:
+        """Whether every call accepted is accounted for: checked at every scrape."""
+        counters = self.counters
+        ended = counters.completed + counters.failed + counters.client_closed
+        return counters.accepted == ended + self.inflight
+
+    async def flush(self) -> None:
+        """Write all that the journal holds now. Raises :class:`Unavailable` while the database is away."""
+        async with self._flushing:
+            await self._flusher.flush(self._journal)
+
+    # --- ends
+
+    def _count(self, record: UsageRecord, reserved_rows: int) -> None:
+        counters = self.counters
+        completed = record.state == "completed"
+        if completed:
+            counters.completed += 1
+            counters.tokens[record.model] += record.tokens
+            counters.pixels[record.model] += record.pixels
+            self._settler.completed(record)
+        elif record.state == "failed":
+            counters.failed += 1
+        else:
+            counters.client_closed += 1
+        self._settler.balance.end(record.model, reserved_rows, record.rows, completed=completed)
+
+    def _withhold(self, record: UsageRecord, reserved_rows: int, *, taken: bool) -> None:
+        """Keep what is to be written of a call whose end is not durable, so that it is not answered.
+
+        If the journal took the end, it will make it durable when it recovers: the record says
+        ``completed`` then, and owes nothing.
+        """
+        if taken and record.state == "completed":
+            void = Settlement(record.usage_id, 0, 0, 0, 0, 0, "none", record.prices_version)
+            self._owed.append((frames.SETTLEMENTS, [void]))
+        elif not taken:
+            record.state, record.status, record.error = "failed", Unavailable.status, Unavailable.code
+            record.compute_ns = record.cost_pico_usd = record.billed_pico_usd = 0
+            record.basis, record.settled = "none", True
+            self._owed.append((frames.RECORD, record))
+        completed = record.state == "completed"
+        self.counters.completed += completed
+        self.counters.failed += record.state == "failed"
+        self.counters.client_closed += record.state == "client_closed"
+        self._settler.balance.end(record.model, reserved_rows, record.rows, completed=completed)
+
+    # --- in the background
+
+    async def _settle_forever(self) -> None:
+        while not await self._stopped(self._interval_s):
+            self._pay()
+            await self._settle()
+
+    async def _flush_forever(self) -> None:
+        delay = self._interval_s
+        while not await self._stopped(delay):
+            delay = self._interval_s if await self._flush_once() else min(delay * 2, _MAX_BACKOFF_S)
+
+    async def _flush_once(self) -> bool:
+        """Write what there is; False if the database or the disk does not let it."""
+        now = time.monotonic()
+        try:
+            await self.flush()
+            if now >= self._next_orphans:
+                await self._adopt_orphans()
+                self._next_orphans = now + _ORPHANS_EVERY_S
+            if now >= self._next_reap:
+                age_s = self._settings.max_timeout_s + _REAP_MARGIN_S
+                await self._flusher.reap(int((time.time() - age_s) * 1e6))
+                self._next_reap = now + _REAP_EVERY_S
+        except _DATABASE_ERRORS as error:
+            log.warning("ledger.spooling", bytes=self.spooled_bytes, error=type(error).__name__)
+            return False
+        return True
+
+    async def _stopped(self, delay_s: float) -> bool:
+        """Wait, at most ``delay_s``, for the order to stop."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), delay_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def _adopt_orphans(self) -> None:
+        for folder in orphans(self._root):
+            with contextlib.closing(folder):
+                await self._flusher.adopt(folder)
+
+    async def _settle(self) -> None:
+        """One reading of Triton's counters, and what follows from it."""
+        statistics: Sequence[ModelStatistics] | None
+        try:
+            statistics = await asyncio.wait_for(self._statistics(), _STATISTICS_TIMEOUT_S)
+        except (GatewayError, OSError, asyncio.TimeoutError) as error:
+            statistics = None
+            log.warning("ledger.no_statistics", error=type(error).__name__)
+        self._record_settlements(self._settler.observe(statistics, time.monotonic()))
+
+    def _record_settlements(self, settlements: Sequence[Settlement]) -> None:
+        for start in range(0, len(settlements), _SETTLEMENTS_PER_FRAME):
+            self._owed.append((frames.SETTLEMENTS, list(settlements[start : start + _SETTLEMENTS_PER_FRAME])))
+        self._pay()
+
+    def _pay(self) -> None:
+        """Write the frames that are owed, as far as the journal takes them."""
+        try:
+            while self._owed:
+                self._journal.append(*self._owed[0])
+                del self._owed[0]
+        except Unavailable:
+            log.warning("ledger.owed", frames=len(self._owed))
+
+    async def _finish_writing(self) -> None:
+        await self.flush()
+        await self._flusher.close_open(self.gateway_id)
+
+    async def _close_journal(self) -> None:
+        try:
+            await self._journal.close()
+        except Unavailable:
+            log.error("ledger.journal_not_synced")
+
+
+def _host() -> str:
+    return "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:24] or "gateway"

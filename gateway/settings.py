@@ -1,0 +1,150 @@
+"""Every ``TIDEGATE_*`` setting: typed, documented, with a safe default; unknown names are refused.
+
+``docs/`` lists them from this file, and a test fails for a field without a description.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "TIDEGATE_"
+
+
+class Settings(BaseSettings):
+    """Read from the environment (``TIDEGATE_`` + the field's name in capitals)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    # --- where things are
+    data_dir: Path = Field(Path(".tidegate"), description="Folder of keys, database, journal and logs.")
+    model_repository: Path = Field(Path("model_repository"), description="Folder that Triton serves from.")
+    models: str = Field(
+        "", description="Comma-separated models to serve and to require for readiness; empty: all built."
+    )
+
+    # --- listeners
+    host: str = Field("127.0.0.1", description="Address of the HTTP listener.")
+    port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP listener.")
+    grpc_port: int = Field(8081, ge=0, le=65535, description="Port of the gRPC listener.")
+    admin_host: str = Field("127.0.0.1", description="Address of the admin listener (/metrics).")
+    admin_port: int = Field(8082, ge=0, le=65535, description="Port of the admin listener (/metrics).")
+    backlog: int = Field(2048, ge=1, description="Connections the kernel may hold before they are accepted.")
+    max_connections: int = Field(4096, ge=1, description="Open HTTP connections; further ones are answered 503.")
+    keep_alive_s: float = Field(75.0, gt=0, description="Seconds an idle connection is kept.")
+
+    # --- Triton
+    triton_urls: str = Field("127.0.0.1:8001", description="Comma-separated host:port of Triton's gRPC endpoints.")
+    triton_connect_timeout_s: float = Field(2.0, gt=0, description="Seconds to connect before another server is tried.")
+    triton_health_interval_s: float = Field(1.0, gt=0, description="Seconds between readiness probes of each server.")
+    triton_eject_after: int = Field(3, ge=1, description="Consecutive failures that take a server out of the pool.")
+    triton_max_outstanding: int = Field(256, ge=1, description="Requests in flight to one server; more are queued.")
+
+    triton_http_port: int = Field(8000, ge=0, le=65535, description="Port of the embedded Triton's HTTP endpoint.")
+    triton_grpc_port: int = Field(8001, ge=0, le=65535, description="Port of the embedded Triton's gRPC endpoint.")
+    triton_metrics_port: int = Field(8002, ge=0, le=65535, description="Port of the embedded Triton's metrics.")
+    dashboard_port: int = Field(8501, ge=0, le=65535, description="Port of the dashboard that `tidegate up` starts.")
+
+    # --- the way through
+    default_timeout_s: float = Field(30.0, gt=0, description="Deadline of a request that names none.")
+    max_timeout_s: float = Field(300.0, gt=0, description="Longest deadline that a request may ask for.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body, after decompression.")
+    body_timeout_s: float = Field(30.0, gt=0, description="Seconds in which a request's body must have arrived.")
+    max_queue: int = Field(2048, ge=1, description="Requests waiting for one model before 503 is answered.")
+    coalesce: bool = Field(True, description="Let waiting requests for one model and shape travel to Triton together.")
+    coalesce_in_flight: int = Field(
+        2, ge=1, description="Triton requests in flight for one model and shape before others wait and coalesce."
+    )
+    length_buckets: bool = Field(True, description="Pad token ids to a bucket (off: to the longest text of the call).")
+    preprocess_threads: int = Field(2, ge=1, description="Threads that decode images and tokenise long texts.")
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, description="Largest picture, from its header, before it is decoded."
+    )
+    max_batch_items: int = Field(256, ge=1, description="Texts or images in one task call.")
+    max_text_chars: int = Field(200_000, ge=1, description="Longest single text in a task call.")
+    max_call_pixels: int = Field(200_000_000, ge=1, description="Pixels of all pictures in one task call, from their headers.")
+    max_call_chars: int = Field(2_000_000, ge=1, description="Characters of all texts in one task call.")
+    shutdown_delay_s: float = Field(0.0, ge=0, description="Seconds that requests are still accepted after SIGTERM.")
+    drain_s: float = Field(30.0, ge=0, description="Seconds that requests in flight have to finish at shutdown.")
+
+    # --- access
+    pepper_file: Path | None = Field(
+        None, description="File with the pepper of the key hashes; default: data_dir/pepper, made on first start."
+    )
+    key_cache_ttl_s: float = Field(
+        5.0,
+        gt=0,
+        le=60,
+        description="Seconds a verified key is trusted without asking the database: the revocation bound.",
+    )
+    audit_key_file: Path | None = Field(None, description="File with the audit's signing key; default: data_dir/audit.key, made on first start.")
+    key_outage_ttl_s: float = Field(60.0, ge=0, le=60, description="Seconds a verified key goes on working while the database is away.")
+    key_cache_size: int = Field(10_000, ge=1, description="Verified keys kept in memory.")
+
+    oidc_issuer: str | None = Field(None, description="OpenID Connect issuer whose tokens are accepted beside keys.")
+    oidc_audience: str | None = Field(None, description="Audience that its tokens must name; needed with the issuer.")
+    oidc_jwks_url: str | None = Field(None, description="Its key set; default: what the issuer's discovery says.")
+    oidc_project_claim: str = Field("tidegate_project", description="Claim that names the caller's project.")
+    oidc_default_project: str | None = Field(None, description="Project of tokens without that claim.")
+    oidc_scopes_claim: str = Field("scope", description="Claim that lists the caller's scopes.")
+    redis_timeout_s: float = Field(0.005, gt=0, le=1, description="Seconds for Redis before limits are local.")
+    budget_floor_usd: float = Field(
+        1e-5, gt=0, description="USD reserved in a budget for a request whose cost cannot be estimated yet."
+    )
+
+    # --- ledger
+    database_url: SecretStr | None = Field(
+        None, description="SQLAlchemy URL; default: SQLite in data_dir. PostgreSQL: postgresql+asyncpg://…"
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="Redis or Valkey for limits shared between gateways; default: local limits."
+    )
+    metering: bool = Field(True, description="Write usage records (off only to measure what they cost).")
+    journal_sync_ms: float = Field(
+        20.0, ge=0, description="Milliseconds between fsyncs of the journal; 0: before every answer."
+    )
+    journal_max_bytes: int = Field(
+        2**30, ge=2**16, description="Journal kept while the database is away, before requests are refused."
+    )
+    prices_file: Path | None = Field(None, description="Price list; default: prices.toml of the package.")
+
+    # --- telemetry
+    log_level: str = Field("info", description="debug, info, warning, error.")
+    log_json: bool = Field(True, description="Log lines as JSON.")
+    otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector (OTLP over HTTP); default: no export.")
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.lower() not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return value.lower()
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """``models``, split."""
+        return tuple(name.strip() for name in self.models.split(",") if name.strip())
+
+    @property
+    def triton_targets(self) -> tuple[str, ...]:
+        """``triton_urls``, split."""
+        return tuple(url.strip() for url in self.triton_urls.split(",") if url.strip())
+
+
+CLIENT_PREFIXES = ("TIDEGATE_DASHBOARD_", "TIDEGATE_BENCH_")
+"""Variables of the dashboard and the benchmarks, which check their own."""
+CLIENT_VARIABLES = ("TIDEGATE_KEY", "TIDEGATE_URL")
+"""What clients and the documentation's examples read."""
+
+
+def unknown_variables(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Names that begin with ``TIDEGATE_`` and are no setting: a typing error that must not pass."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | set(CLIENT_VARIABLES)
+    names = os.environ if environment is None else environment
+    return sorted(
+        name for name in names if name.startswith(PREFIX) and name not in known and not name.startswith(CLIENT_PREFIXES)
+    )

@@ -1,0 +1,46 @@
+"""Tasks: pure pre- and post-processing, one file each. :func:`create_task` is the door."""
+
+from __future__ import annotations
+
+from gateway.catalog import ModelCard
+from gateway.errors import NotFound
+from gateway.settings import Settings
+from gateway.tasks.base import Task
+from gateway.tasks.feature_extraction import FeatureExtraction
+from gateway.tasks.image_classification import ImageClassification
+from gateway.tasks.question_answering import QuestionAnswering
+from gateway.tasks.sentence_similarity import SentenceSimilarity
+from gateway.tasks.text import Tokenizers
+from gateway.tasks.text_classification import TextClassification
+from gateway.tasks.token_classification import TokenClassification
+from gateway.tasks.translation import TranslationTask
+from gateway.tasks.zero_shot_classification import ZeroShotClassification
+
+TASKS: tuple[type[Task], ...] = (
+    ImageClassification,
+    TextClassification,
+    TokenClassification,
+    QuestionAnswering,
+    TranslationTask,
+    FeatureExtraction,
+    SentenceSimilarity,
+    ZeroShotClassification,
+)
+"""Every task; of those that a card can serve its own comes first."""
+
+
+def task_names(card: ModelCard) -> tuple[str, ...]:
+    """Tasks that ``card``'s model serves, its own first; empty for a model that is served raw."""
+    return tuple(task.name for task in TASKS if card.recipe.task in task.serves)
+
+
+def create_task(card: ModelCard, name: str, settings: Settings, tokenizers: Tokenizers | None = None) -> Task:
+    """The task called ``name`` on ``card``'s model; ``tokenizers`` lets models share theirs.
+
+    Raises ``NotFound`` if the model does not serve it and ``ValueError`` for a recipe or tokenizer
+    that the task cannot work with.
+    """
+    for task in TASKS:
+        if task.name == name and card.recipe.task in task.serves:
+            return task(card, settings, tokenizers or Tokenizers())
+    raise NotFound(f"the model does not serve the task {name[:64]!r}", param="task")

@@ -1,0 +1,245 @@
+"""From text to token ids: checks, truncation, windows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Encoding, Tokenizer
+
+from gateway.catalog import ModelCard, TextPreprocessing
+from gateway.errors import Invalid
+from gateway.settings import Settings
+from gateway.tasks.rows import Row
+
+Direction = Literal["left", "right"]
+
+LONG_TEXT = 8_192
+"""Characters of a call from which on tokenising is worth a thread (about 2 ms)."""
+
+
+class Tokenizers:
+    """Tokenizers by content: models that share a ``tokenizer.json`` share one in memory."""
+
+    def __init__(self) -> None:
+        self._by_content: dict[bytes, Tokenizer] = {}
+
+    def load(self, path: Path) -> Tokenizer:
+        """The tokenizer in ``path``, without the truncation and padding the file may ask for.
+
+        Raises ``ValueError`` if the file is missing or is no tokenizer.
+        """
+        try:
+            content = path.read_bytes()
+            digest = hashlib.sha256(content).digest()
+            if digest not in self._by_content:
+                tokenizer = Tokenizer.from_buffer(content)
+                tokenizer.no_truncation()
+                tokenizer.no_padding()
+                self._by_content[digest] = tokenizer
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: not a tokenizer: {error}") from error
+        return self._by_content[digest]
+
+
+class TextEncoder:
+    """Encodes the texts of one model within its limits.
+
+    Every text is checked: a NUL character, a lone surrogate, more than ``max_text_chars`` characters,
+    or nothing that becomes a token is ``Invalid``.
+    """
+
+    def __init__(self, card: ModelCard, settings: Settings, tokenizers: Tokenizers) -> None:
+        preprocessing = card.recipe.preprocessing
+        if not isinstance(preprocessing, TextPreprocessing):
+            raise ValueError(f"model {card.name}: its recipe has no text preprocessing")
+        self.preprocessing = preprocessing
+        self.max_length = preprocessing.max_length
+        self.tokenizer = tokenizers.load(card.folder / preprocessing.tokenizer)
+        self.vocabulary_size = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        self.prefix, self.suffix = _special_tokens(self.tokenizer)
+        self._settings = settings
+        self._specials = len(self.prefix) + len(self.suffix)
+        self._cut_at = 12 * self.max_length if self.tokenizer.pre_tokenizer is not None else None
+
+    # --- checks
+
+    def check(self, text: Any, param: str = "inputs") -> str:
+        """``text`` if it is one. Raises ``Invalid``."""
+        if not isinstance(text, str):
+            raise Invalid(f"{param} must be a text", param=param)
+        if len(text) > self._settings.max_text_chars:
+            raise Invalid(
+                f"{param} has {len(text)} characters; at most {self._settings.max_text_chars} are taken", param=param
+            )
+        if "\0" in text:
+            raise Invalid(f"{param} holds a NUL character", param=param)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Invalid(f"{param} holds half of a surrogate pair", param=param) from error
+        return text
+
+    def check_all(self, texts: Sequence[Any], param: str = "inputs") -> list[str]:
+        """``texts`` if they are some, within the limits of one call. Raises ``Invalid``."""
+        self.check_count(len(texts), param)
+        checked = [self.check(text, param) for text in texts]
+        self.check_total(checked, param)
+        return checked
+
+    def check_total(self, texts: Sequence[str], param: str = "inputs") -> None:
+        """Raises ``Invalid`` if ``texts`` are too long together."""
+        characters = sum(map(len, texts))
+        if characters > self._settings.max_call_chars:
+            raise Invalid(
+                f"{param} has {characters} characters; at most {self._settings.max_call_chars} are taken in one call",
+                param=param,
+            )
+
+    def check_count(self, count: int, param: str = "inputs") -> None:
+        """Raises ``Invalid`` if ``count`` texts or windows are none, or too many for one call."""
+        if count == 0:
+            raise Invalid(f"{param} is empty", param=param)
+        if count > self._settings.max_batch_items:
+            raise Invalid(
+                f"{param}: {count} rows; at most {self._settings.max_batch_items} are taken in one call", param=param
+            )
+
+    def check_ids(self, ids: Sequence[Any], param: str = "inputs") -> None:
+        """Raises ``Invalid`` unless ``ids`` are some of the vocabulary."""
+        if not ids:
+            raise Invalid(f"{param} is empty", param=param)
+        if len(ids) > self._settings.max_text_chars:
+            raise too_long(len(ids), self.max_length, param)
+        if not all(type(value) is int and 0 <= value < self.vocabulary_size for value in ids):
+            raise Invalid(f"{param}: token ids are whole numbers from 0 to {self.vocabulary_size - 1}", param=param)
+
+    def prompt(self, name: str | None) -> str:
+        """The text of the prompt called ``name``, empty without one. Raises ``Invalid``."""
+        if name is None:
+            return ""
+        prompts = self.preprocessing.prompts
+        if name not in prompts:
+            known = ", ".join(sorted(prompts)) or "none"
+            raise Invalid(f"prompt_name: the model has no prompt of that name; it has: {known}", param="prompt_name")
+        return prompts[name]
+
+    # --- ids
+
+    def rows(
+        self, texts: Sequence[str], *, truncate: bool = True, direction: Direction = "right", param: str = "inputs"
+    ) -> list[Row]:
+        """Token ids of checked ``texts``, special tokens included.
+
+        A text over ``max_length`` tokens loses its end (``direction`` left: its beginning), or is
+        ``Invalid`` without ``truncate``.
+        """
+        cut = [self._cut(text) for text in texts] if truncate and direction == "right" else texts
+        rows = []
+        for text, beginning, encoding in zip(texts, cut, self.tokenizer.encode_batch_fast(cut), strict=True):
+            ids = encoding.ids
+            if beginning is not text and len(ids) < self.max_length:  # cut too early
+                ids = self.tokenizer.encode(text).ids
+            if len(ids) == self._specials:
+                raise Invalid(f"{param} is empty: there is nothing in it that the model reads", param=param)
+            rows.append(Row(self.fit(ids, truncate=truncate, direction=direction, param=param)))
+        return rows
+
+    def _cut(self, text: str) -> str:
+        """The beginning of a long text, up to a space: tokens before a space do not depend on what follows."""
+        if self._cut_at is None or len(text) <= self._cut_at:
+            return text
+        end = text.rfind(" ", 0, self._cut_at)
+        return text[:end] if end > self._cut_at // 2 else text
+
+    def fit(
+        self, ids: list[int], *, truncate: bool, direction: Direction = "right", param: str = "inputs"
+    ) -> list[int]:
+        """``ids`` (special tokens included) within ``max_length``; special tokens are kept."""
+        if len(ids) <= self.max_length:
+            return ids
+        if not truncate:
+            raise too_long(len(ids), self.max_length, param)
+        if direction == "right":
+            end = len(ids) - len(self.suffix)
+            return ids[: self.max_length - len(self.suffix)] + ids[end:]
+        begin = len(self.prefix)
+        return ids[:begin] + ids[len(ids) - (self.max_length - begin) :]
+
+    def row_of_ids(self, ids: Sequence[Any], *, truncate: bool, direction: Direction, param: str) -> Row:
+        """A row of the caller's own token ids; special tokens are put around them unless they are there.
+
+        Raises ``Invalid`` for anything but ids of the vocabulary.
+        """
+        self.check_ids(ids, param)
+        whole = list(ids)
+        if not self._is_wrapped(whole):
+            whole = [*self.prefix, *whole, *self.suffix]
+        return Row(self.fit(whole, truncate=truncate, direction=direction, param=param))
+
+    def _is_wrapped(self, ids: list[int]) -> bool:
+        begin, end = len(self.prefix), len(ids) - len(self.suffix)
+        return bool(self._specials) and end >= begin and ids[:begin] == self.prefix and ids[end:] == self.suffix
+
+    # --- encodings with offsets
+
+    def pair(self, first: str, second: str, *, truncate: bool, param: str = "inputs") -> Row:
+        """A pair of texts in one row, cut from the longer one token by token (``longest_first``)."""
+        one, two = (self.tokenizer.encode(text, add_special_tokens=False) for text in (first, second))
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add(is_pair=True)
+        total = len(one.ids) + len(two.ids)
+        if total > room:
+            if not truncate:
+                raise too_long(total + self.max_length - room, self.max_length, param)
+            keep_one, keep_two = _longest_first(len(one.ids), len(two.ids), room)
+            one.truncate(keep_one)
+            two.truncate(keep_two)
+        encoding = self.tokenizer.post_process(one, two)
+        return Row(encoding.ids, encoding.type_ids)
+
+    def windows(self, text: str, *, stride: int | None, param: str = "inputs") -> list[Encoding]:
+        """``text`` in windows of ``max_length`` that share ``stride`` tokens; None: the first one only."""
+        encoding = self.tokenizer.encode(text)
+        if len(encoding.ids) <= self.max_length:
+            return [encoding]
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        room = self.max_length - self._specials
+        overlap = stride or 0
+        if overlap >= room:
+            raise Invalid(f"stride must be less than {room}", param="stride")
+        if stride is not None:
+            self.check_count(window_count(len(encoding.ids), room, overlap), param)
+        encoding.truncate(room, stride=overlap)
+        whole = self.tokenizer.post_process(encoding)
+        return [whole, *whole.overflowing] if stride is not None else [whole]
+
+
+def too_long(tokens: int, limit: int, param: str) -> Invalid:
+    """The error for a text that is longer than the model takes and may not be cut."""
+    return Invalid(f"{param} has {tokens} tokens; the model takes {limit}", param=param)
+
+
+def window_count(tokens: int, room: int, overlap: int) -> int:
+    """Windows of ``room`` tokens sharing ``overlap`` that cover ``tokens``."""
+    if tokens <= room:
+        return 1
+    step = room - overlap
+    return 1 + -(-(tokens - room) // step)
+
+
+def _longest_first(one: int, two: int, room: int) -> tuple[int, int]:
+    """How many tokens of each of a pair stay: the shorter keeps up to half the room, the longer gets the rest."""
+    kept = min(one, two, room // 2)
+    return (room - kept, kept) if one > two else (kept, room - kept)
+
+
+def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a single text."""
+    for probe in ("a", "1", ".", "的"):
+        encoding = tokenizer.encode(probe)
+        text = [index for index, special in enumerate(encoding.special_tokens_mask) if not special]
+        if text:
+            return encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
+    return [], tokenizer.encode("").ids

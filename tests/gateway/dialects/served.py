@@ -1,0 +1,126 @@
+"""The front door on a real HTTP server, over the real pipeline, tasks and tiny models; keys and ledger
+are the simplest that keep their promises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import uvicorn
+
+from gateway.catalog import Catalog
+from gateway.dialects.front import Front
+from gateway.dialects.huggingface import HuggingFace
+from gateway.dialects.openai import OpenAI
+from gateway.dialects.tei import Tei
+from gateway.errors import GatewayError, Unauthenticated
+from gateway.pipeline import Pipeline
+from gateway.settings import Settings
+from gateway.telemetry.metrics import Metrics
+from gateway.triton.coalescer import Coalescer
+from gateway.triton.pool import Pool
+from gateway.types import Call, Principal, Units
+from tests.gateway.tasks.models import LocalModels
+
+KEY = "tg_test_key"
+NARROW_KEY = "tg_test_narrow"
+"""May use ``sentiment`` only."""
+
+
+class Keys:
+    """Two keys."""
+
+    async def authenticate(self, call: Call) -> Principal:
+        if call.credential not in {KEY, NARROW_KEY}:
+            raise Unauthenticated("the key is not valid")
+        models = frozenset({"sentiment"}) if call.credential == NARROW_KEY else None
+        return Principal("1", "project", "organisation", frozenset({"infer"}), models)
+
+
+class Turnstile:
+    """Admits everybody, unless it is told what to refuse the next one with."""
+
+    def __init__(self) -> None:
+        self.refusal: GatewayError | None = None
+
+    async def enter(self, call: Call) -> Turnstile:
+        refusal, self.refusal = self.refusal, None
+        if refusal is not None:
+            raise refusal
+        return self
+
+    def leave(self, call: Call) -> None:
+        pass
+
+
+class Records:
+    """Keeps what was finished."""
+
+    def __init__(self) -> None:
+        self.finished: list[tuple[str, str, Units, int]] = []
+
+    async def reserve(self, call: Call) -> None:
+        pass
+
+    async def finish(
+        self, call: Call, state: Literal["completed", "failed", "client_closed"], status: int, error: str | None
+    ) -> None:
+        self.finished.append((call.model, state, call.units, status))
+
+    def estimate(self, model: str, units: Units) -> tuple[int, float]:
+        return 1_000, 1e-9
+
+
+class Served:
+    """The running server and what stands behind it."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.models = LocalModels(catalog)
+        self.records = Records()
+        self.turnstile = Turnstile()
+        self.url = ""
+        self._executor = ThreadPoolExecutor(2)
+        settings = Settings()
+        pipeline = Pipeline(
+            settings=settings, catalog=catalog, pool=cast(Pool, self.models), coalescer=cast(Coalescer, self.models),
+            authenticator=Keys(), admission=self.turnstile, ledger=self.records, metrics=Metrics(),
+            executor=self._executor,
+        )  # fmt: skip
+        self.front = Front(pipeline, [HuggingFace(pipeline), OpenAI(pipeline), Tei(pipeline, "0.0.0")])
+
+    @contextmanager
+    def running(self) -> Iterator[Served]:
+        """Listen on a free port until the block ends."""
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        config = uvicorn.Config(self._application, log_level="warning", lifespan="off", interface="asgi3")
+        server = uvicorn.Server(config)
+        started = threading.Event()
+
+        async def serve() -> None:
+            task = asyncio.ensure_future(server.serve(sockets=[listener]))
+            while not server.started and not task.done():
+                await asyncio.sleep(0.005)
+            started.set()
+            await task
+
+        thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+        thread.start()
+        assert started.wait(10)
+        try:
+            yield self
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            listener.close()
+            self._executor.shutdown()
+
+    async def _application(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.front(scope, receive, send)

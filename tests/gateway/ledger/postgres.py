@@ -1,0 +1,88 @@
+"""A real PostgreSQL for the tests, in a folder of its own, reached over a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+
+
+class PostgreSQL:
+    """A server; it refuses to run as root, so root runs it as ``nobody``."""
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        self._user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
+        if self._user:
+            os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+        self._run("initdb", "-D", str(self.folder / "data"), "-U", "tests", "-A", "trust", "--no-sync", "-E", "UTF8")
+
+    def start(self) -> None:
+        data = str(self.folder / "data")
+        options = ("-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=50")
+        self._process = subprocess.Popen(
+            [self._programs / "postgres", "-D", data, "-k", str(self.folder), *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **self._as_user(),
+        )
+        deadline = time.monotonic() + 30
+        while subprocess.run([self._programs / "pg_isready", "-q", "-h", str(self.folder)], check=False).returncode:
+            assert self._process.poll() is None, "PostgreSQL did not start"
+            assert time.monotonic() < deadline, "PostgreSQL did not become ready"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """At once, breaking every connection off."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait()
+            self._process = None
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    def create_database(self) -> str:
+        """The URL of a new, empty database."""
+        self._databases += 1
+        name = f"test{self._databases}"
+        self._run("createdb", "-h", str(self.folder), "-U", "tests", name)
+        return f"postgresql+asyncpg://tests@/{name}?host={self.folder}"
+
+    async def execute(self, url: str, query: str) -> None:
+        """Run a statement from outside."""
+        name = url.split("@/")[1].split("?")[0]
+        connection = await asyncpg.connect(host=str(self.folder), user="tests", database=name)
+        try:
+            await connection.execute(query)
+        finally:
+            await asyncio.shield(connection.close())
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [self._programs / program, *arguments], check=True, capture_output=True, cwd="/", **self._as_user()
+        )
+
+    def _as_user(self) -> dict[str, object]:
+        if self._user is None:
+            return {}
+        return {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+
+
+def programs(require_program: Callable[[str], str]) -> Path:
+    """The folder of PostgreSQL's programs; Debian keeps most of them off the path."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return found[-1].parent if found else Path(require_program("initdb")).parent

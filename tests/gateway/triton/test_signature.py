@@ -1,0 +1,83 @@
+"""Requests are checked before Triton sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.errors import Invalid
+from gateway.triton.signature import Signature, TensorSignature
+from gateway.triton.tensors import from_numpy
+from gateway.types import InferenceRequest, Tensor
+
+SIGNATURE = Signature(
+    model="m",
+    inputs={
+        "ids": TensorSignature("ids", "INT64", (-1, -1)),
+        "mask": TensorSignature("mask", "INT64", (-1, -1), optional=True),
+        "text": TensorSignature("text", "BYTES", (-1, 1), optional=True),
+    },
+    outputs={"logits": TensorSignature("logits", "FP32", (-1, 2))},
+    max_batch_size=4,
+    dynamic_batching=True,
+)
+
+
+def ids(*shape: int, name: str = "ids") -> Tensor:
+    return from_numpy(name, np.zeros(shape, dtype=np.int64))
+
+
+def raw(datatype: Any, shape: tuple[int, ...], data: bytes, name: str = "ids") -> Tensor:
+    return Tensor(name, datatype, shape, data)
+
+
+def check(*inputs: Tensor, outputs: tuple[str, ...] = ()) -> None:
+    SIGNATURE.check(InferenceRequest("m", inputs, outputs=outputs))
+
+
+def test_good_requests_pass() -> None:
+    check(ids(1, 7))
+    check(ids(4, 7), ids(4, 3, name="mask"), outputs=("logits",))
+    check(ids(1, 1), from_numpy("text", np.array([["a"]], dtype=object)))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ((), "missing input 'ids'"),
+        ((ids(1, 2), ids(1, 2)), "twice"),
+        ((ids(1, 2), ids(1, 2, name="other")), "unexpected input 'other'"),
+        ((ids(5, 2),), "max_batch_size"),
+        ((ids(2, 2), ids(1, 2, name="mask")), "batch 1"),
+        ((ids(3),), "has shape"),
+        ((raw("INT64", (1, 0), b""),), "not positive"),
+        ((raw("INT64", (0, 3), b""),), "not positive"),
+        ((raw("INT64", (-1, 3), b"x" * 24),), "not positive"),
+        ((raw("INT64", (1,) * 40, b"x" * 8),), "too many"),
+        ((raw("INT64", (1, 2**60 + 2), b""),), "too many elements"),
+        ((raw("INT64", (4, 2**60 + 2), b""),), "too many elements"),
+        ((raw("INT64", (1, 3), b"x" * 23),), "23 bytes"),
+        ((raw("INT64", (1, 3), b"x" * 25),), "25 bytes"),
+        ((raw("INT32", (1, 3), b"x" * 12),), "takes INT64"),
+        ((ids(1, 2), raw("BYTES", (1, 1), b"\x09\0\0\0a", "text")), "longer than the tensor"),
+        ((ids(2, 2), raw("BYTES", (2, 1), b"\x01\0\0\0a", "text")), "1 elements"),
+    ],
+)
+def test_bad_requests_are_named(tensors: tuple[Tensor, ...], reason: str) -> None:
+    with pytest.raises(Invalid, match=reason):
+        check(*tensors)
+
+
+@pytest.mark.parametrize("outputs", [("nothing",), ("logits", "logits")])
+def test_bad_output_selections_are_refused(outputs: tuple[str, ...]) -> None:
+    with pytest.raises(Invalid, match="output"):
+        check(ids(1, 2), outputs=outputs)
+
+
+def test_models_that_keep_state_or_answer_with_streams_are_never_coalesced() -> None:
+    assert SIGNATURE.coalescible
+    for change in ({"decoupled": True}, {"stateful": True}, {"dynamic_batching": False}, {"max_batch_size": 0}):
+        fields = {name: getattr(SIGNATURE, name) for name in ("model", "inputs", "outputs", "max_batch_size", "dynamic_batching")}
+        assert not Signature(**(fields | change)).coalescible
