@@ -1,0 +1,468 @@
+"""Start, watch and stop a real Triton Inference Server on this machine, listening on loopback only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from types import TracebackType
+
+from embedded import guard
+from embedded.control import TritonControl
+from embedded.errors import EmbeddedTritonError, ModelLoadError, PortInUseError, ServerDiedError, ServerNotReadyError
+from embedded.layout import PYTHON_BASED_BACKENDS, find_wheel, lay_out, server_environment
+
+LOOPBACK = "127.0.0.1"
+START_TIMEOUT_S = 60.0
+LOAD_TIMEOUT_S = 300.0
+POLL_S = 0.05
+BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+STABLE_AFTER_S = 60.0
+LOG_TAIL_LINES = 3
+PORT_PURPOSES = ("HTTP", "gRPC", "metrics")
+
+ModelCallback = Callable[[str, int, int], None]
+"""Called with a model's name as it becomes ready, the count of models ready so far, and the count wanted."""
+
+
+class EmbeddedTriton:
+    """One Triton server process and what it should serve.
+
+    The life of a server: :meth:`start` (the process answers; no model is loaded yet), :meth:`wait_ready` (loads the
+    models), :meth:`ensure_running` now and then or :meth:`watch` once (restarts it when it has died), :meth:`stop`.
+    As a context manager it starts on entry and stops on exit. Methods may be called from any thread.
+
+    No process outlives the server, and the server does not outlive this process, however either ends
+    (:mod:`embedded.guard`).
+    """
+
+    def __init__(
+        self,
+        model_repository: Path,
+        work_dir: Path,
+        models: Sequence[str] = (),
+        http_port: int = 8000,
+        grpc_port: int = 8001,
+        metrics_port: int = 8002,
+        log_verbose: int = 0,
+        *,
+        response_cache_bytes: int = 16 * 2**20,
+        load_threads: int | None = None,
+        extra_arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        wheel_search: Sequence[Path] | None = None,
+    ) -> None:
+        """Set up, without starting anything.
+
+        ``work_dir``: holds the log (``triton.log``, the one before as ``triton.log.1``) and the backend directory.
+        ``models``: loaded by :meth:`wait_ready`. Ports: 0 picks a free one at :meth:`start`.
+        ``response_cache_bytes``: size of the local response cache (models opt in); 0: none.
+        ``load_threads``: models loaded at the same time; default: the number of CPUs, at most 4.
+        ``extra_arguments``: appended to the command line of ``tritonserver``.
+        ``environment``: variables of the server beside this process's own.
+        ``wheel_search``: folders to look for the wheel in, instead of where Python imports from.
+        """
+        self.model_repository = Path(model_repository).resolve()
+        self.work_dir = Path(work_dir).resolve()
+        self.log_file = self.work_dir / "triton.log"
+        self._wanted_ports = (http_port, grpc_port, metrics_port)
+        self._ports = self._wanted_ports
+        self._log_verbose = log_verbose
+        self._cache_bytes = response_cache_bytes
+        self._load_threads = load_threads or min(4, os.cpu_count() or 1)
+        self._extra_arguments = tuple(extra_arguments)
+        self._environment = dict(environment or {})
+        self._wheel_search = wheel_search
+        self._models = set(models)
+        self._guard: subprocess.Popen[str] | None = None
+        self._pid: int | None = None
+        self._started_at = 0.0
+        self._failed_starts = 0
+        self._retry_at = 0.0
+        self._status: int | None = None
+        self._status_lock = threading.Lock()
+        self._lifecycle = threading.RLock()
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    # --- what callers ask
+
+    @property
+    def http_url(self) -> str:
+        """``host:port`` of the HTTP listener."""
+        return f"{LOOPBACK}:{self._ports[0]}"
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` of the gRPC listener."""
+        return f"{LOOPBACK}:{self._ports[1]}"
+
+    @property
+    def metrics_url(self) -> str:
+        """``host:port`` of the Prometheus listener (path ``/metrics``)."""
+        return f"{LOOPBACK}:{self._ports[2]}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of ``tritonserver`` itself; ``None`` before the start and after its end."""
+        return self._pid if self.poll() is None else None
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that are loaded, or will be at the next start."""
+        return frozenset(self._models)
+
+    def poll(self) -> int | None:
+        """``None`` while the server runs; otherwise its exit code, or minus the signal that ended it.
+
+        A server that was never started reads as exited with 0; one that has just died reads as running for up to a
+        second, while what it left is cleaned up.
+        """
+        process = self._guard
+        if process is None:
+            return 0
+        if process.poll() is None:
+            return None
+        with self._status_lock:
+            if self._status is None:
+                self._status = self._read_guard().get("status", process.returncode)
+            return self._status
+
+    # --- the life of a server
+
+    def start(self) -> None:
+        """Start the server and return when it answers; no model is loaded yet.
+
+        Raises :class:`WheelNotFoundError`, :class:`UnsupportedPythonError`, :class:`PortInUseError`,
+        :class:`ServerDiedError`, :class:`ServerNotReadyError`; then nothing is left running.
+        """
+        with self._lifecycle:
+            if self._guard is not None and self.poll() is None:
+                raise EmbeddedTritonError("this Triton is already running")
+            self._stopping.clear()
+            self._ports = self._wanted_ports
+            self._launch()
+
+    def wait_ready(self, timeout_s: float = LOAD_TIMEOUT_S, on_model: ModelCallback | None = None) -> None:
+        """Load every wanted model, several at a time, and return when all are ready.
+
+        ``on_model(name, ready, total)`` is called in this thread as each model becomes ready.
+        Raises :class:`ModelLoadError` when all have been tried and some failed (the others serve),
+        :class:`ServerDiedError`, :class:`ServerNotReadyError` when ``timeout_s`` has passed.
+        """
+        deadline = time.monotonic() + timeout_s
+        control = TritonControl(self.http_url)
+        wanted = sorted(self._models)
+        ready = control.ready_models() & self._models if wanted else frozenset()
+        for count, name in enumerate(sorted(ready), 1):
+            if on_model:
+                on_model(name, count, len(wanted))
+        missing = [name for name in wanted if name not in ready]
+        done, failures = len(ready), {}
+        with ThreadPoolExecutor(self._load_threads, thread_name_prefix="triton-load") as pool:
+            loads = {pool.submit(control.load, name, max(0.1, deadline - time.monotonic())): name for name in missing}
+            for load in as_completed(loads):
+                try:
+                    load.result()
+                except ModelLoadError as error:
+                    failures.update(error.failures)
+                    continue
+                except ServerNotReadyError:
+                    for other in loads:
+                        other.cancel()
+                    self._raise_if_dead(settle_s=1.0)
+                    raise
+                done += 1
+                if on_model:
+                    on_model(loads[load], done, len(wanted))
+        if failures:
+            raise ModelLoadError(dict(sorted(failures.items())))
+
+    def load(self, name: str, timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Load (or reload) a model now and after every restart. Raises :class:`ModelLoadError`."""
+        TritonControl(self.http_url).load(name, timeout_s)
+        self._models.add(name)
+
+    def unload(self, name: str, timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Unload a model, and do not load it at the next restart."""
+        TritonControl(self.http_url).unload(name, timeout_s)
+        self._models.discard(name)
+
+    def ready_models(self) -> frozenset[str]:
+        """Models that the server says are ready. Raises :class:`ServerNotReadyError`."""
+        return TritonControl(self.http_url).ready_models()
+
+    def ensure_running(self) -> bool:
+        """Restart the server if it has died, on the same ports and with the models it had; true when it runs.
+
+        Blocks while it starts and loads (seconds), so call it from a thread, or use :meth:`watch`. After a failed
+        start it returns false at once until the backoff has passed (0, 1, 2, 5, 10, then 30 s). Models that were
+        loaded or unloaded through Triton's own API since the last call are remembered too. After :meth:`stop` it
+        does nothing. A model that no longer loads raises :class:`ModelLoadError`; the server runs without it.
+        """
+        with self._lifecycle:
+            if self._stopping.is_set() or self._guard is None:
+                return False
+            if self.poll() is None:
+                self._remember_models()
+                return True
+            if time.monotonic() < self._retry_at:
+                return False
+            if time.monotonic() - self._started_at > STABLE_AFTER_S:
+                self._failed_starts = 0
+            self._failed_starts += 1
+            try:
+                self._launch()
+                self.wait_ready()
+            except ModelLoadError:
+                raise
+            except EmbeddedTritonError:
+                delay = BACKOFF_S[min(self._failed_starts, len(BACKOFF_S) - 1)]
+                self._retry_at = time.monotonic() + delay
+                raise
+            return True
+
+    def watch(
+        self,
+        on_restart: Callable[[], None] | None = None,
+        on_error: Callable[[EmbeddedTritonError], None] | None = None,
+        interval_s: float = 0.5,
+    ) -> None:
+        """Keep the server running from a background thread until :meth:`stop`.
+
+        ``on_restart()`` and ``on_error(error)`` are called in that thread after each restart and failed restart.
+        """
+        if self._watcher is not None and self._watcher.is_alive():
+            return
+        self._watcher = threading.Thread(
+            target=self._watch, args=(on_restart, on_error, interval_s), name="triton-watch", daemon=True
+        )
+        self._watcher.start()
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """End the server: SIGTERM, after ``grace_s`` SIGKILL, for its whole process group. Idempotent.
+
+        When this returns, no process and no shared memory of it are left.
+        """
+        self._stopping.set()
+        watcher = self._watcher
+        if watcher is not None and watcher is not threading.current_thread():
+            self._end_guard(grace_s)  # a restart that is under way fails at once instead of being waited for
+            watcher.join()
+        with self._lifecycle:
+            self._watcher = None
+            self._end_guard(grace_s)
+
+    def __enter__(self) -> EmbeddedTriton:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- inside
+
+    def _watch(
+        self,
+        on_restart: Callable[[], None] | None,
+        on_error: Callable[[EmbeddedTritonError], None] | None,
+        interval_s: float,
+    ) -> None:
+        while not self._stopping.wait(interval_s):
+            before = self._pid
+            try:
+                self.ensure_running()
+            except EmbeddedTritonError as error:
+                if on_error and not self._stopping.is_set():
+                    on_error(error)
+            if on_restart and self._pid != before and self.poll() is None:
+                on_restart()
+
+    def _launch(self) -> None:
+        wheel = find_wheel(self._wheel_search)
+        if not self.model_repository.is_dir():
+            raise EmbeddedTritonError(f"the model repository {self.model_repository} is not a folder")
+        self._end_guard(0.0)
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        layout = lay_out(wheel, self.work_dir / "triton")
+        environment = server_environment(wheel, {**os.environ, **self._environment})
+        self._ports = _choose_ports(self._ports)
+        if self.log_file.exists():
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        prefix = f"{guard.PREFIX}{secrets.token_hex(6)}"
+        config = {
+            "command": [
+                str(wheel.server),
+                *self._arguments(layout.backends, wheel.caches, f"{prefix}_"),
+                *self._extra_arguments,
+            ],
+            "cwd": str(layout.working_folder),
+            "log": str(self.log_file),
+            "shm_prefix": prefix,
+        }
+        self._started_at = time.monotonic()
+        self._pid = self._status = None
+        self._guard = subprocess.Popen(  # noqa: S603  # this interpreter, our own script
+            [sys.executable, "-I", "-S", guard.__file__, json.dumps(config)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+        self._pid = self._read_guard().get("pid")
+        if self._pid is None:
+            self._end_guard(0.0)
+            raise EmbeddedTritonError(f"the process that guards Triton could not start it (log: {self.log_file})")
+        try:
+            self._wait_live()
+        except BaseException:
+            self._end_guard(0.0)
+            raise
+
+    def _arguments(self, backends: Path, caches: Path, shm_prefix: str) -> list[str]:
+        http, grpc, metrics = self._ports
+        cpus = os.cpu_count() or 1
+        arguments = {
+            "model-repository": self.model_repository,
+            "backend-directory": backends,
+            "model-control-mode": "explicit",
+            "model-load-thread-count": max(2, self._load_threads),
+            "strict-readiness": "true",
+            "exit-timeout-secs": 5,
+            "http-address": LOOPBACK,
+            "http-port": http,
+            "http-thread-count": max(4, min(8, 2 * cpus)),  # a load call holds one of them until it is done
+            "grpc-address": LOOPBACK,
+            "grpc-port": grpc,
+            "metrics-address": LOOPBACK,
+            "metrics-port": metrics,
+            "log-verbose": self._log_verbose,
+            "log-format": "ISO8601",
+        }
+        if self._cache_bytes:
+            arguments |= {"cache-directory": caches, "cache-config": f"local,size={self._cache_bytes}"}
+        if not Path("/dev/nvidiactl").exists():
+            arguments |= {"allow-gpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
+        settings = [
+            f"--backend-config={backend},shm-region-prefix-name={shm_prefix}{backend}"
+            for backend in ("python", *PYTHON_BASED_BACKENDS)
+        ]
+        return [*(f"--{name}={value}" for name, value in arguments.items()), *settings]
+
+    def _wait_live(self) -> None:
+        control = TritonControl(self.http_url)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not control.is_live():
+            self._raise_if_dead()
+            if self._stopping.is_set():
+                raise ServerNotReadyError("Triton was stopped while it started")
+            if time.monotonic() > deadline:
+                raise ServerNotReadyError(f"Triton did not answer within {START_TIMEOUT_S:g} s, see {self.log_file}")
+            time.sleep(POLL_S)
+        self._raise_if_dead()  # somebody else may have answered on that port
+
+    def _raise_if_dead(self, settle_s: float = 0.0) -> None:
+        if settle_s and self._guard is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(settle_s)
+        status = self.poll()
+        if status is None:
+            return
+        lines = _log_lines(self.log_file)
+        for purpose, port in zip(PORT_PURPOSES, self._ports, strict=True):
+            if any(f"{LOOPBACK}:{port}" in line and "in use" in line for line in lines):
+                raise PortInUseError(purpose, port)
+        errors = [line for line in lines if line.startswith(("error:", "E")) or "rror" in line]
+        raise ServerDiedError(_describe(status), self.log_file, " | ".join((errors or lines)[-LOG_TAIL_LINES:]))
+
+    def _remember_models(self) -> None:
+        with contextlib.suppress(ServerNotReadyError):  # busy or just dying: what we knew stays
+            for name, (ready, reason) in TritonControl(self.http_url).index().items():
+                if ready:
+                    self._models.add(name)
+                elif reason == "unloaded":
+                    self._models.discard(name)
+
+    def _read_guard(self) -> dict[str, int]:
+        process = self._guard
+        if process is None or process.stdout is None:
+            return {}
+        try:
+            line = process.stdout.readline()
+            message = json.loads(line) if line else {}
+        except ValueError:
+            return {}
+        return dict(message)
+
+    def _end_guard(self, grace_s: float) -> None:
+        process = self._guard
+        if process is None:
+            return
+        if process.poll() is None:
+            with contextlib.suppress(BrokenPipeError, ValueError):
+                assert process.stdin is not None  # noqa: S101  # narrowed for the type checker: it was a pipe
+                process.stdin.write(f"stop {grace_s}\n")
+                process.stdin.flush()
+            try:
+                process.wait(grace_s + 10.0)
+            except subprocess.TimeoutExpired:
+                process.kill()  # the server and its stubs die with it
+                process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def _choose_ports(wanted: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The wanted ports, each checked to be free; 0 becomes a free one. Raises :class:`PortInUseError`."""
+    with contextlib.ExitStack() as sockets:
+        chosen = []
+        for purpose, port in zip(PORT_PURPOSES, wanted, strict=True):
+            probe = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free to listen on
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError as error:
+                raise PortInUseError(purpose, port) from error
+            chosen.append(probe.getsockname()[1])
+    http, grpc, metrics = chosen
+    return http, grpc, metrics
+
+
+def _log_lines(log_file: Path) -> list[str]:
+    try:
+        text = log_file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _describe(status: int) -> str:
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-status).name}"
+    return f"exit code {status}"
+
+
+@contextlib.contextmanager
+def serving(
+    model_repository: Path, work_dir: Path, models: Sequence[str] = (), *, timeout_s: float = LOAD_TIMEOUT_S
+) -> Iterator[EmbeddedTriton]:
+    """A Triton on free ports with ``models`` ready, for as long as the block lasts: for checks and tests."""
+    with EmbeddedTriton(model_repository, work_dir, models, 0, 0, 0) as triton:
+        triton.wait_ready(timeout_s)
+        yield triton

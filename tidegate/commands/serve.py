@@ -1,0 +1,58 @@
+"""``tidegate serve``: the gateway alone, in front of Tritons that run elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from gateway.app import StartupError, run
+from gateway.settings import Settings
+from tidegate.console import fail
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (HTTP and gRPC).")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 picks a free one.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of /metrics; 0 picks a free one.")] = None,
+    triton: Annotated[str | None, typer.Option(help="Comma-separated host:port of Triton's gRPC endpoints.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of keys, database, journal.")] = None,
+    model_repository: Annotated[Path | None, typer.Option(help="Folder with the models' recipes.")] = None,
+    models: Annotated[str | None, typer.Option(help="Comma-separated models to serve; default: all built.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write the addresses there as JSON once listening.")] = None,
+) -> None:
+    """Run the gateway; Triton runs elsewhere.
+
+    Every option is also a setting: --port is TIDEGATE_PORT, --triton is TIDEGATE_TRITON_URLS.
+
+    Example: tidegate serve --triton 10.0.0.5:8001,10.0.0.6:8001 --port 8080
+    """
+    given = {
+        "host": host, "port": port, "grpc_port": grpc_port, "admin_port": admin_port, "triton_urls": triton,
+        "data_dir": data_dir, "model_repository": model_repository, "models": models,
+    }  # fmt: skip
+    settings = load_settings(given)
+
+    def announce(addresses: Any) -> None:
+        if ready_file is not None:
+            partial = ready_file.with_suffix(".partial")
+            partial.write_text(json.dumps({"http": addresses.http, "grpc": addresses.grpc, "admin": addresses.admin}))
+            partial.rename(ready_file)
+
+    try:
+        run(settings, announce)
+    except StartupError as error:
+        fail(str(error))
+
+
+def load_settings(given: dict[str, Any]) -> Settings:
+    """Settings from the environment, with the options that were given on the command line on top."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        fail(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}", code=2)

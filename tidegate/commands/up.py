@@ -1,0 +1,148 @@
+"""``tidegate up``: everything on this machine, from one command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from tidegate.commands.models import build_missing
+from tidegate.commands.serve import load_settings
+from tidegate.console import err, fail, out, progress
+from tidegate.demo_key import DemoKeyError, ensure_demo_key
+from tidegate.stack import Stack, StackError
+
+DEMO_KEY = "demo.key"
+
+
+def up(
+    host: Annotated[str | None, typer.Option(help="Address that gateway and dashboard listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 picks a free one.")] = None,
+    dashboard_port: Annotated[int | None, typer.Option(help="Port of the dashboard; 0 picks a free one.")] = None,
+    no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Run without the dashboard.")] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of keys, database, journal and logs.")] = None,
+    model_repository: Annotated[Path | None, typer.Option(help="Folder that Triton serves from.")] = None,
+    models: Annotated[str | None, typer.Option(help="Comma-separated models to serve; default: all.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write where everything is there as JSON, once ready.")] = None,
+) -> None:
+    """Build what is missing, then run Triton, the gateway and the dashboard until Ctrl-C.
+
+    Example: tidegate up --models sentiment,qa --port 9000 --no-dashboard
+    """
+    settings = load_settings(
+        {
+            "host": host, "port": port, "grpc_port": grpc_port, "dashboard_port": dashboard_port,
+            "data_dir": data_dir, "model_repository": model_repository, "models": models,
+        }  # fmt: skip
+    )
+    key_file = settings.data_dir / DEMO_KEY
+    stack = Stack(settings, dashboard=not no_dashboard)
+    with _terminated_as_interrupt():
+        try:
+            stack.check()
+            build_missing(settings, settings.model_names)
+            ensure_demo_key(settings, key_file)
+            _start(stack, key_file)
+            _announce(stack, key_file, ready_file)
+            stack.watch()
+        except (DemoKeyError, StackError) as error:
+            stack.stop()
+            fail(str(error))
+        except KeyboardInterrupt:
+            err.print("\nstopping …")
+        finally:
+            with _interrupts_ignored():
+                stack.stop()
+    err.print("stopped; nothing is left running")
+
+
+def _start(stack: Stack, key_file: Path) -> None:
+    with progress() as bar:
+        task = bar.add_task("loading models into Triton", total=None)
+
+        def on_model(name: str, ready: int, total: int) -> None:
+            bar.update(task, description=f"loading models into Triton: {name}", completed=ready, total=total)
+            if ready == total:
+                bar.update(task, description="starting the gateway and the dashboard")
+
+        stack.start(key_file, on_model)
+
+
+def _announce(stack: Stack, key_file: Path, ready_file: Path | None) -> None:
+    example = "sentiment" if "sentiment" in stack.models else stack.models[0]
+    shown = os.path.relpath(key_file)
+    out.print(f"""
+[bold green]Tidegate is ready.[/]
+
+  gateway     {stack.gateway_url}   (API description: {stack.gateway_url}/docs)
+  gRPC        {stack.grpc_address}
+  dashboard   {stack.dashboard_url or "not started"}
+  metrics     {stack.metrics_url}
+  demo key    {shown}
+  models      {", ".join(stack.models)}
+
+Try it:
+
+  {_curl(stack.gateway_url, example, shown)}
+
+Ctrl-C stops everything.
+""", highlight=False, markup=True)  # fmt: skip
+    if ready_file is not None:
+        triton = stack.triton
+        where = {
+            "gateway_url": stack.gateway_url,
+            "grpc_address": stack.grpc_address,
+            "metrics_url": stack.metrics_url,
+            "dashboard_url": stack.dashboard_url,
+            "key_file": str(key_file.resolve()),
+            "models": stack.models,
+            "triton": {"http": triton.http_url, "grpc": triton.grpc_url, "metrics": triton.metrics_url} if triton else None,
+            "pid": os.getpid(),
+        }
+        partial = ready_file.with_suffix(".partial")
+        partial.write_text(json.dumps(where, indent=2))
+        partial.rename(ready_file)
+    sys.stdout.flush()
+
+
+def _curl(url: str, model: str, key_file: str) -> str:
+    if model == "sentiment":
+        body = '{"inputs": "The tide came in, and it was wonderful."}'
+        return f"""curl -s {url}/hf/models/sentiment -H "Authorization: Bearer $(cat {key_file})" -d '{body}'"""
+    return f"""curl -s {url}/v2/models/{model} -H "Authorization: Bearer $(cat {key_file})" """
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: in order, leaving nothing behind."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A second Ctrl-C while stopping must not leave processes behind."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+

@@ -1,0 +1,140 @@
+"""``tidegate usage``: what was used and what it cost, from the store that the settings name."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+from pydantic import ValidationError
+
+from gateway.errors import GatewayError
+from gateway.ledger.export import to_csv, to_json_text
+from gateway.settings import Settings
+from gateway.store.database import Store, StoreError
+from gateway.store.usage import rebuild_daily
+from gateway.store.usage_reports import GroupBy, parse_day, summary
+from tidegate.console import JsonFlag, fail, out, print_json, print_table
+
+T = TypeVar("T")
+
+app = typer.Typer(help="What was used, and what it cost.", invoke_without_command=True)
+
+_TABLE = ("requests", "failed", "tokens", "pixels", "rows", "compute_ms", "cost_usd", "billed_usd")
+_ALWAYS = {"requests", "compute_ms", "cost_usd", "billed_usd"}
+
+
+@app.callback()
+def usage(
+    context: typer.Context,
+    by: Annotated[GroupBy, typer.Option(help="One row for each.")] = "model",
+    since: Annotated[str | None, typer.Option(help="First day (UTC): 2026-11-23, today, or 7d.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last day (UTC), inclusive.")] = None,
+    project: Annotated[str | None, typer.Option(help="Of this project only.")] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        Literal["table", "json", "csv", "parquet"], typer.Option(help="How to write it.")
+    ] = "table",
+    output: Annotated[Path | None, typer.Option(help="File to write to; Parquet needs one.", dir_okay=False)] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Sum up usage by key, project, model or day.
+
+    Example: tidegate usage --by day --since 7d --format csv --output week.csv
+    """
+    if context.invoked_subcommand is not None:
+        return
+    form = "json" if as_json else format
+    if form == "parquet" and output is None:
+        fail("Parquet goes to a file: add --output FILE", code=2)
+    today = dt.datetime.now(dt.timezone.utc).date()
+    first, last = _day("--since", since, today), _day("--until", until, today)
+
+    async def read(store: Store) -> list[dict[str, Any]]:
+        async with store.read() as connection:
+            return await summary(connection, by, since=first, until=last, project=project)
+
+    _print(_with_store(read), by, form, output)
+
+
+@app.command()
+def rebuild(as_json: JsonFlag = False) -> None:
+    """Compute the daily sums anew from the usage records, and say what was wrong.
+
+    Example: tidegate usage rebuild
+    """
+
+    async def run(store: Store) -> list[dict[str, Any]]:
+        async with store.write() as connection:
+            return await rebuild_daily(connection)
+
+    wrong = _with_store(run)
+    if as_json:
+        print_json(wrong)
+    elif wrong:
+        columns = ("day", "project", "key_id", "model", "state")
+        print_table("Corrected", columns, [[row[name] for name in columns] for row in wrong])
+    else:
+        out.print("The daily sums agree with the records.")
+
+
+def _print(rows: list[dict[str, Any]], by: str, form: str, output: Path | None) -> None:
+    if form == "parquet" and output is not None:
+        from gateway.ledger.parquet import to_parquet  # noqa: PLC0415 - slow to import, seldom needed
+
+        _save(output, to_parquet(rows))
+    elif form == "table" and output is None:
+        if not rows:
+            out.print("Nothing was used in this period.")
+            return
+        groups = [name for name in rows[0] if name in {"key", "project", "organisation", "model", "day"}]
+        columns = [*groups, *(name for name in _TABLE if name in _ALWAYS or any(row[name] for row in rows))]
+        print_table(f"Usage by {by}", columns, [[_cell(row[name]) for name in columns] for row in rows])
+    else:
+        text = to_csv(rows) if form == "csv" else to_json_text(rows)
+        if output is None:
+            typer.echo(text, nl=False)
+        else:
+            _save(output, text.encode())
+
+
+def _save(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value) if isinstance(value, str) else f"{value:f}"
+
+
+def _day(option: str, value: str | None, today: dt.date) -> dt.date | None:
+    if value is None:
+        return None
+    try:
+        return parse_day(value, today)
+    except ValueError as error:
+        fail(f"{option}: {error}", code=2)
+
+
+def _with_store(action: Callable[[Store], Awaitable[T]]) -> T:
+    async def run() -> T:
+        store = await Store.open(Settings())
+        try:
+            return await action(store)
+        finally:
+            await store.close()
+
+    try:
+        return asyncio.run(run())
+    except ValidationError as error:
+        fail(f"settings: {error.errors()[0]['msg']} ({'.'.join(map(str, error.errors()[0]['loc']))})", code=2)
+    except (StoreError, GatewayError) as error:
+        fail(str(error))

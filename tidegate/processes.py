@@ -1,0 +1,82 @@
+"""Child processes that do not outlive the command: their start, their logs, their end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+class ChildProcess:
+    """A program of ours in a process group of its own, its output in a log file."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> None:
+        """Start ``python -m arguments…``; it gets SIGTERM when this process dies, however it dies."""
+        self.name = name
+        self.log_file = log_file
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        libc = ctypes.CDLL(None)
+
+        def die_with_parent() -> None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+        with log_file.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own programs
+                [sys.executable, "-m", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **environment},
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into libc; no thread of ours holds a lock
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def last_line(self) -> str:
+        """The last line of its log that says something."""
+        lines = [line for line in self.log_file.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else "it wrote nothing"
+
+    def stop(self, grace_s: float) -> None:
+        """SIGTERM, and SIGKILL for its whole group after ``grace_s``. Idempotent."""
+        if self.running:
+            self._process.terminate()
+            try:
+                self._process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether ``port`` can be listened on (0: always)."""
+    if port == 0:
+        return True
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def free_port(host: str) -> int:
+    """A port that is free now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

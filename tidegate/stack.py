@@ -1,0 +1,191 @@
+"""Everything that ``tidegate up`` runs: Triton, the gateway and the dashboard, in that order, and back."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from embedded.errors import EmbeddedTritonError
+from embedded.launcher import EmbeddedTriton
+from gateway.catalog import Catalog, CatalogError, verify_hash
+from gateway.settings import Settings
+from tidegate.processes import ChildProcess, free_port, port_is_free
+
+GATEWAY_START_S = 60.0
+DASHBOARD_START_S = 60.0
+MINIMUM_FREE_BYTES = 256 * 2**20
+_POLL_S = 0.1
+
+
+class StackError(Exception):
+    """It cannot be started, or a part of it has died; one line for the operator."""
+
+
+class Stack:
+    """The processes of one ``tidegate up``. ``start`` raises :class:`StackError` with nothing left running."""
+
+    def __init__(self, settings: Settings, *, dashboard: bool = True, keep_models_checked: bool = True) -> None:
+        self.settings = settings
+        self.gateway_url = ""
+        self.grpc_address = ""
+        self.metrics_url = ""
+        self.dashboard_url: str | None = None
+        self.models: tuple[str, ...] = ()
+        self.triton: EmbeddedTriton | None = None
+        self._with_dashboard = dashboard
+        self._verify = keep_models_checked
+        self._gateway: ChildProcess | None = None
+        self._dashboard: ChildProcess | None = None
+
+    def check(self) -> None:
+        """Find what would stop the start before anything is started: ports in use, a full disk."""
+        settings = self.settings
+        wanted = [
+            (settings.host, settings.port, "the gateway's HTTP", "--port"),
+            (settings.host, settings.grpc_port, "the gateway's gRPC", "--grpc-port"),
+            (settings.admin_host, settings.admin_port, "the metrics", "TIDEGATE_ADMIN_PORT"),
+            ("127.0.0.1", settings.triton_http_port, "Triton's HTTP", "TIDEGATE_TRITON_HTTP_PORT"),
+            ("127.0.0.1", settings.triton_grpc_port, "Triton's gRPC", "TIDEGATE_TRITON_GRPC_PORT"),
+            ("127.0.0.1", settings.triton_metrics_port, "Triton's metrics", "TIDEGATE_TRITON_METRICS_PORT"),
+        ]
+        if self._with_dashboard:
+            wanted.append((settings.host, settings.dashboard_port, "the dashboard's", "--dashboard-port"))
+        for host, port, what, option in wanted:
+            if not port_is_free(host, port):
+                raise StackError(f"port {port} on {host} is in use: choose another for {what} with {option}")
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        free = shutil.disk_usage(settings.data_dir).free
+        if free < MINIMUM_FREE_BYTES:
+            raise StackError(f"no disk space: {free // 2**20} MiB free in {settings.data_dir.resolve()}, 256 MiB are needed")
+
+    def start(self, demo_key_file: Path, on_model: Callable[[str, int, int], None] | None = None) -> None:
+        """Start everything and return when all of it answers."""
+        try:
+            self._start_triton(on_model)
+            self._start_gateway()
+            if self._with_dashboard:
+                self._start_dashboard(demo_key_file)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start_triton(self, on_model: Callable[[str, int, int], None] | None) -> None:
+        settings = self.settings
+        try:
+            catalog = Catalog.load(settings.model_repository, settings.model_names)
+            built = [card for card in catalog if card.built]
+            if settings.model_names and len(built) < len(catalog):
+                unbuilt = ", ".join(card.name for card in catalog if not card.built)
+                raise StackError(f"not built: {unbuilt} (tidegate models build)")
+            if not built:
+                raise StackError(f"no model in {settings.model_repository} is built (tidegate models build)")
+            if self._verify:
+                for card in built:
+                    verify_hash(card)
+        except CatalogError as error:
+            raise StackError(str(error)) from error
+        self.models = tuple(card.name for card in built)
+        self.triton = EmbeddedTriton(
+            settings.model_repository,
+            settings.data_dir / "triton",
+            self.models,
+            settings.triton_http_port,
+            settings.triton_grpc_port,
+            settings.triton_metrics_port,
+        )
+        try:
+            self.triton.start()
+            self.triton.wait_ready(on_model=on_model)
+        except EmbeddedTritonError as error:
+            raise StackError(str(error)) from error
+        self.triton.watch()
+
+    def _start_gateway(self) -> None:
+        if self.triton is None:
+            raise StackError("Triton is not running")
+        settings = self.settings
+        ready_file = settings.data_dir / "gateway.json"
+        ready_file.unlink(missing_ok=True)
+        arguments = [
+            "tidegate", "serve", "--host", settings.host, "--port", str(settings.port),
+            "--grpc-port", str(settings.grpc_port), "--admin-port", str(settings.admin_port),
+            "--triton", self.triton.grpc_url, "--data-dir", str(settings.data_dir),
+            "--model-repository", str(settings.model_repository), "--ready-file", str(ready_file),
+        ]  # fmt: skip
+        if settings.models:
+            arguments += ["--models", settings.models]
+        self._gateway = ChildProcess("gateway", arguments, settings.data_dir / "logs" / "gateway.log", {})
+        _wait(ready_file.exists, self._gateway, GATEWAY_START_S)
+        addresses = json.loads(ready_file.read_text())
+        self.gateway_url = f"http://{_reachable(addresses['http'])}"
+        self.grpc_address = _reachable(addresses["grpc"])
+        self.metrics_url = f"http://{_reachable(addresses['admin'])}/metrics"
+        _wait(lambda: _answers(f"{self.gateway_url}/healthz/ready"), self._gateway, GATEWAY_START_S)
+
+    def _start_dashboard(self, demo_key_file: Path) -> None:
+        settings = self.settings
+        port = settings.dashboard_port or free_port(settings.host)
+        environment = {"TIDEGATE_DASHBOARD_GATEWAY_URL": self.gateway_url}
+        if settings.host in {"127.0.0.1", "::1", "localhost"}:
+            environment["TIDEGATE_DASHBOARD_KEY_FILE"] = str(demo_key_file.resolve())
+        script = importlib.util.find_spec("dashboard.app")
+        if script is None or script.origin is None:
+            raise StackError("the dashboard is not installed (pip install 'tidegate[dashboard]', or --no-dashboard)")
+        arguments = [
+            "streamlit", "run", script.origin, "--server.address", settings.host, "--server.port", str(port),
+            "--server.headless", "true", "--browser.gatherUsageStats", "false", "--server.fileWatcherType", "none",
+        ]  # fmt: skip
+        self._dashboard = ChildProcess("dashboard", arguments, settings.data_dir / "logs" / "dashboard.log", environment)
+        url = f"http://{_reachable(f'{settings.host}:{port}')}"
+        _wait(lambda: _answers(f"{url}/_stcore/health"), self._dashboard, DASHBOARD_START_S)
+        self.dashboard_url = url
+
+    def watch(self) -> None:
+        """Return never; raise :class:`StackError` when the gateway or the dashboard has ended.
+
+        Triton is restarted by its own watcher; the gateway answers 503 meanwhile.
+        """
+        while True:
+            for child in (self._gateway, self._dashboard):
+                if child is not None and not child.running:
+                    raise StackError(f"the {child.name} has ended: {child.last_line()} (log: {child.log_file})")
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """End everything: dashboard, gateway (which drains), Triton. Idempotent."""
+        if self._dashboard is not None:
+            self._dashboard.stop(5.0)
+        if self._gateway is not None:
+            self._gateway.stop(self.settings.shutdown_delay_s + self.settings.drain_s + 15.0)
+        if self.triton is not None:
+            self.triton.stop()
+
+
+def _wait(condition: Callable[[], bool], child: ChildProcess, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if not child.running:
+            raise StackError(f"the {child.name} did not start: {child.last_line()} (log: {child.log_file})")
+        if time.monotonic() > deadline:
+            raise StackError(f"the {child.name} was not ready within {timeout_s:g} s (log: {child.log_file})")
+        time.sleep(_POLL_S)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5.0) as response:  # noqa: S310 - an http URL of ours
+            return bool(response.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def _reachable(address: str) -> str:
+    """``address`` as a client on this machine writes it."""
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host in {"0.0.0.0", "[::]", "::"} else address  # noqa: S104 - compared, not bound
