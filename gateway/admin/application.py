@@ -20,7 +20,7 @@ from gateway.errors import ClientError, GatewayError, Invalid, Malformed, Method
 from gateway.store.database import Store
 
 
-def create_admin(*, store: Store, access: Access, release: str = "0") -> Guard:
+def create_admin(store: Store, access: Access, *, release: str = "0") -> Guard:
     """Return the ASGI application for every path below ``/admin``, its guard in front."""
     app = FastAPI(
         title="Tidegate administration",

@@ -1,0 +1,34 @@
+"""Workloads by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from benchmarks.workloads.base import Payload, Workload, WrongAnswer
+from benchmarks.workloads.images import Digits, ImageNet, ImageNetTorchScript
+from benchmarks.workloads.tensors import Identity, RawModel
+from benchmarks.workloads.text import (
+    Embeddings,
+    EmbeddingsInt8,
+    EmbeddingsOpenAI,
+    EmbeddingsTei,
+    Entities,
+    QuestionAnswering,
+    Sentiment,
+    TopicsZh,
+    TranslateEnFr,
+    TranslateZhEn,
+)
+
+WORKLOADS: Mapping[str, Callable[[int], Workload]] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            Identity, Digits, TopicsZh, TranslateZhEn, TranslateEnFr, QuestionAnswering, Sentiment, Entities,
+            Embeddings, EmbeddingsInt8, EmbeddingsOpenAI, EmbeddingsTei, ImageNet, ImageNetTorchScript,
+        )
+    }
+)  # fmt: skip
+
+__all__ = ["WORKLOADS", "Payload", "RawModel", "Workload", "WrongAnswer"]
