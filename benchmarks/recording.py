@@ -191,7 +191,9 @@ class Recording:
 def histogram_of(values_us: Iterable[int] | npt.NDArray[np.int64]) -> HdrHistogram:
     """A histogram of microseconds (below 1 counts as 1, above an hour as an hour)."""
     histogram = new_histogram()
-    clipped = np.clip(np.asarray(list(values_us) if not isinstance(values_us, np.ndarray) else values_us), 1, HIGHEST_US)
+    clipped = np.clip(
+        np.asarray(list(values_us) if not isinstance(values_us, np.ndarray) else values_us), 1, HIGHEST_US
+    )
     unique, counts = np.unique(clipped.astype(np.int64), return_counts=True)
     for value, count in zip(unique.tolist(), counts.tolist(), strict=True):
         histogram.record_value(value, count)

@@ -20,6 +20,7 @@ from gateway.admin.application import create_admin
 from gateway.catalog import Catalog, CatalogError
 from gateway.dialects.control import Control
 from gateway.dialects.front import Front
+from gateway.dialects.http import Dialect
 from gateway.dialects.huggingface import HuggingFace
 from gateway.dialects.kserve_grpc import KserveGrpc
 from gateway.dialects.kserve_http import KserveHttp
@@ -70,7 +71,7 @@ class Gateway:
         self._ledger = ledger
         self._admin = admin
         release = version("tidegate")
-        described = [
+        described: list[Dialect] = [
             KserveHttp(pipeline, release), HuggingFace(pipeline), OpenAI(pipeline), Tei(pipeline, release),
         ]  # fmt: skip
         self._front = Front(pipeline, [*described, Control(described, self.missing, release)])
@@ -169,7 +170,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         except (GatewayError, OSError, ValueError) as error:
             raise StartupError(f"a model's files cannot be used: {error}") from error
         export(metrics, pool, coalescer, ledger, access)
-        admin = create_admin(store, access)
+        admin = create_admin(store, access, release=version("tidegate"))
         yield Gateway(settings, catalog, store, pool, ledger, pipeline, admin)
 
 

@@ -15,9 +15,7 @@ from gateway.triton.coalescer import Coalescer
 from gateway.triton.pool import Pool
 
 
-def export(
-    metrics: Metrics, pool: Pool, coalescer: Coalescer, ledger: Ledger | NullLedger, access: Access
-) -> None:
+def export(metrics: Metrics, pool: Pool, coalescer: Coalescer, ledger: Ledger | NullLedger, access: Access) -> None:
     """Register every number that is read at scrape time."""
     counters = ledger.counters
 

@@ -9,14 +9,14 @@ from concurrent.futures import Executor
 from typing import Any, Literal, Protocol, TypeVar
 
 from gateway.catalog import Catalog, ModelCard
-from gateway.errors import Forbidden, GatewayError, Internal, NotFound, Unauthenticated
+from gateway.errors import ClientClosed, Forbidden, GatewayError, Internal, NotFound, Unauthenticated
 from gateway.settings import Settings
 from gateway.tasks import create_task, task_names
 from gateway.tasks.base import Task
 from gateway.telemetry.metrics import Metrics
 from gateway.triton.coalescer import Coalescer
 from gateway.triton.pool import Pool
-from gateway.types import Call, InferenceRequest, InferenceResult, Plan, Principal, Scope, Units
+from gateway.types import Call, InferenceRequest, InferenceResult, Permit, Plan, Principal, Scope, Units
 
 T = TypeVar("T")
 Outcome = Literal["completed", "failed", "client_closed"]
@@ -27,14 +27,6 @@ class Authenticator(Protocol):
 
     async def authenticate(self, call: Call) -> Principal:
         """The verified caller. Raises ``Unauthenticated``."""
-        ...
-
-
-class Permit(Protocol):
-    """The right to be in flight."""
-
-    def leave(self, call: Call) -> None:
-        """Give it back; idempotent."""
         ...
 
 
@@ -165,25 +157,40 @@ class Pipeline:
         return result
 
     async def stream(self, call: Call, request: InferenceRequest) -> AsyncIterator[InferenceResult]:
-        """Results of a decoupled model as they come; recorded when the last has gone, or the first error came."""
+        """Results of a decoupled model as they come."""
         self.identify(call, request.model)
         call.units = Units(rows=request.rows)
-        signature = self.pool.signature(request.model, request.version)
-        signature.check(request)
-        permit = await self._enter(call)
+        self.pool.signature(request.model, request.version).check(request)
+        await self._enter(call)
+        async for result in self.pool.stream(request, call.deadline_ns):
+            yield result
+        self._estimate(call)
+
+    async def close(self, call: Call, error: BaseException | None = None) -> None:
+        """Record how an admitted call ended and give back its permit; before its answer leaves, and once.
+
+        A call that was never admitted leaves no record. Raises ``Unavailable`` if the record cannot be
+        made durable: the answer must not be given then.
+        """
+        permit = call.permit
+        if permit is None:
+            return
+        call.permit = None
+        begin = time.monotonic_ns()
         try:
-            async for result in self.pool.stream(request, call.deadline_ns):
-                yield result
-        except GeneratorExit:
-            await self._record(call, "client_closed", 499, "client_closed")
-            raise
-        except BaseException as error:
-            await self._record_failure(call, error)
-            raise
-        else:
-            await self._record(call, "completed", 200, None)
+            if error is None:
+                await self._ledger.finish(call, "completed", 200, None)
+            elif isinstance(error, asyncio.CancelledError | GeneratorExit | ClientClosed):
+                # The client has gone and its task may be under cancellation: it is recorded all the same.
+                await asyncio.shield(self._ledger.finish(call, "client_closed", ClientClosed.status, ClientClosed.code))
+            elif isinstance(error, GatewayError):
+                await self._ledger.finish(call, "failed", error.status, error.code)
+            else:
+                await self._ledger.finish(call, "failed", Internal.status, Internal.code)
         finally:
-            self._leave(call, permit)
+            call.stages["record"] = time.monotonic_ns() - begin
+            permit.leave(call)
+            self.metrics.left(call.model)
 
     def task(self, card: ModelCard, task_name: str) -> Task:
         """The task called ``task_name`` on ``card``'s model, made once. Raises ``NotFound``."""
@@ -208,33 +215,27 @@ class Pipeline:
             signature = self.pool.signature(request.model, request.version)
             signature.check(request)
             signatures.append(signature)
-        permit = await self._enter(call)
-        try:
-            begin = time.monotonic_ns()
-            if len(plan.requests) == 1:
-                results = [await self._coalescer.infer(plan.requests[0], signatures[0], call.deadline_ns)]
-            else:
-                results = await _gather(
-                    [
-                        lambda r=request, s=signature: self._coalescer.infer(r, s, call.deadline_ns)  # type: ignore[misc]
-                        for request, signature in zip(plan.requests, signatures, strict=True)
-                    ]
-                )
-            inferred = time.monotonic_ns()
-            call.stages["infer"] = inferred - begin
-            answer = plan.finish(results)
-            call.stages["postprocess"] = time.monotonic_ns() - inferred
-            call.estimated_compute_ns, call.estimated_cost_usd = self._ledger.estimate(call.model, call.units)
-        except BaseException as error:
-            await self._record_failure(call, error)
-            raise
+        await self._enter(call)
+        begin = time.monotonic_ns()
+        if len(plan.requests) == 1:
+            results = [await self._coalescer.infer(plan.requests[0], signatures[0], call.deadline_ns)]
         else:
-            await self._record(call, "completed", 200, None)
-        finally:
-            self._leave(call, permit)
+            results = await _gather(
+                [
+                    lambda r=request, s=signature: self._coalescer.infer(r, s, call.deadline_ns)  # type: ignore[misc]
+                    for request, signature in zip(plan.requests, signatures, strict=True)
+                ]
+            )
+        inferred = time.monotonic_ns()
+        call.stages["infer"] = inferred - begin
+        answer = plan.finish(results)
+        call.stages["postprocess"] = time.monotonic_ns() - inferred
+        self._estimate(call)
         return answer
 
-    async def _enter(self, call: Call) -> Permit:
+    async def _enter(self, call: Call) -> None:
+        if call.permit is not None:
+            raise RuntimeError("a call is admitted once")
         begin = time.monotonic_ns()
         permit = await self._admission.enter(call)
         try:
@@ -242,27 +243,12 @@ class Pipeline:
         except BaseException:
             permit.leave(call)
             raise
+        call.permit = permit
         call.stages["admit"] = time.monotonic_ns() - begin
         self.metrics.entered(call.model)
-        return permit
 
-    def _leave(self, call: Call, permit: Permit) -> None:
-        permit.leave(call)
-        self.metrics.left(call.model)
-
-    async def _record_failure(self, call: Call, error: BaseException) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            # The client has gone and its task is being cancelled: the record must be written all the same.
-            await asyncio.shield(self._record(call, "client_closed", 499, "client_closed"))
-        elif isinstance(error, GatewayError):
-            await self._record(call, "failed", error.status, error.code)
-        else:
-            await self._record(call, "failed", Internal.status, Internal.code)
-
-    async def _record(self, call: Call, state: Outcome, status: int, error: str | None) -> None:
-        begin = time.monotonic_ns()
-        await self._ledger.finish(call, state, status, error)
-        call.stages["record"] = time.monotonic_ns() - begin
+    def _estimate(self, call: Call) -> None:
+        call.estimated_compute_ns, call.estimated_cost_usd = self._ledger.estimate(call.model, call.units)
 
 
 async def _gather(calls: list[Callable[[], Awaitable[T]]]) -> list[T]:

@@ -93,6 +93,7 @@ class _Server(uvicorn.Server):
 def _config(app: Any, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        interface="asgi3",
         loop="none",
         http="httptools",
         ws="none",

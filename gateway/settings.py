@@ -66,7 +66,9 @@ class Settings(BaseSettings):
     )
     max_batch_items: int = Field(256, ge=1, description="Texts or images in one task call.")
     max_text_chars: int = Field(200_000, ge=1, description="Longest single text in a task call.")
-    max_call_pixels: int = Field(200_000_000, ge=1, description="Pixels of all pictures in one task call, from their headers.")
+    max_call_pixels: int = Field(
+        200_000_000, ge=1, description="Pixels of all pictures in one task call, from their headers."
+    )
     max_call_chars: int = Field(2_000_000, ge=1, description="Characters of all texts in one task call.")
     shutdown_delay_s: float = Field(0.0, ge=0, description="Seconds that requests are still accepted after SIGTERM.")
     drain_s: float = Field(30.0, ge=0, description="Seconds that requests in flight have to finish at shutdown.")
@@ -81,8 +83,12 @@ class Settings(BaseSettings):
         le=60,
         description="Seconds a verified key is trusted without asking the database: the revocation bound.",
     )
-    audit_key_file: Path | None = Field(None, description="File with the audit's signing key; default: data_dir/audit.key, made on first start.")
-    key_outage_ttl_s: float = Field(60.0, ge=0, le=60, description="Seconds a verified key goes on working while the database is away.")
+    audit_key_file: Path | None = Field(
+        None, description="File with the audit's signing key; default: data_dir/audit.key, made on first start."
+    )
+    key_outage_ttl_s: float = Field(
+        60.0, ge=0, le=60, description="Seconds a verified key goes on working while the database is away."
+    )
     key_cache_size: int = Field(10_000, ge=1, description="Verified keys kept in memory.")
 
     oidc_issuer: str | None = Field(None, description="OpenID Connect issuer whose tokens are accepted beside keys.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -115,6 +115,14 @@ class Principal:
         return self.models is None or model in self.models
 
 
+class Permit(Protocol):
+    """The right to be in flight."""
+
+    def leave(self, call: Call) -> None:
+        """Give it back; idempotent."""
+        ...
+
+
 @dataclass(slots=True)
 class Call:
     """One client request on its way through the gateway, from first byte to last.
@@ -132,7 +140,8 @@ class Call:
     """kserve_http, kserve_grpc, huggingface, openai, tei."""
     operation: str
     """infer, a task's name, …"""
-    credential: str | None = None
+    credential: str | None = field(default=None, repr=False)
+    """Never shown: logs and tracebacks print calls."""
     client_address: str = ""
     received_ns: int = field(default_factory=time.monotonic_ns)
     deadline_ns: int | None = None
@@ -151,6 +160,8 @@ class Call:
     stages: dict[str, int] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     """Response headers that admission adds (rate-limit headers)."""
+    permit: Permit | None = None
+    """Held from admission until the call is closed; None outside of that."""
 
     def remaining_s(self) -> float | None:
         """Seconds left until the deadline, at least 0; None without a deadline."""

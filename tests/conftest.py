@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first; tests that share a Triton stay on one worker (``--dist loadgroup``)."""
+    for item in items:
+        if item.get_closest_marker("live") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).parts[0]))
+    items.sort(key=lambda item: (bool(item.get_closest_marker("live")), bool(item.get_closest_marker("slow"))))
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +35,18 @@ def require_program() -> Callable[[str], str]:
         return path
 
     return find
+
+
+def until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "the condition") -> None:
+    """Poll ``condition`` until it is true; fail after ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} did not come true within {timeout_s:g} s")
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def poll() -> Callable[..., None]:
+    """:func:`until`, for tests."""
+    return until

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gateway.access import keyformat
 from gateway.access.audit import Actor, Audit, AuditError
-from gateway.access.keys import Keys, KeySpec
+from gateway.access.key import KeySpec
+from gateway.access.keys import Keys
 from gateway.access.pepper import PepperError
 from gateway.errors import GatewayError
 from gateway.settings import Settings
@@ -28,25 +29,27 @@ def ensure_demo_key(settings: Settings, path: Path) -> None:
     Raises :class:`DemoKeyError`.
     """
     try:
-        asyncio.run(_ensure(settings, path))
+        present = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        issued = asyncio.run(_valid_or_new(settings, present))
+        if issued is not None:
+            replace_private(path, issued.encode() + b"\n")
+        path.chmod(0o600)
     except (AuditError, PepperError, StoreError, OSError) as error:
         raise DemoKeyError(f"the demo key cannot be made: {error}") from error
     except GatewayError as error:
         raise DemoKeyError(f"the demo key cannot be made: {error.message}") from error
 
 
-async def _ensure(settings: Settings, path: Path) -> None:
+async def _valid_or_new(settings: Settings, present: str) -> str | None:
+    """A new key, or None if ``present`` is valid."""
     store = await Store.open(settings)
     try:
         keys = await Keys(store, Audit(store, settings), settings).open()
-        if path.is_file() and await _is_valid(keys, path.read_text(encoding="utf-8").strip()):
-            path.chmod(0o600)
-            return
+        if await _is_valid(keys, present):
+            return None
         await keys.ensure_project(PROJECT, PROJECT, _ACTOR)
         spec = KeySpec(project=PROJECT, label="demo", scopes=("infer", "usage:read"))
-        issued = await keys.create(spec, _ACTOR)
-        if issued.text is not None:
-            replace_private(path, issued.text.encode() + b"\n")
+        return (await keys.create(spec, _ACTOR)).text
     finally:
         await store.close()
 

@@ -62,7 +62,9 @@ class Stack:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         free = shutil.disk_usage(settings.data_dir).free
         if free < MINIMUM_FREE_BYTES:
-            raise StackError(f"no disk space: {free // 2**20} MiB free in {settings.data_dir.resolve()}, 256 MiB are needed")
+            raise StackError(
+                f"no disk space: {free // 2**20} MiB free in {settings.data_dir.resolve()}, 256 MiB are needed"
+            )
 
     def start(self, demo_key_file: Path, on_model: Callable[[str, int, int], None] | None = None) -> None:
         """Start everything and return when all of it answers."""
@@ -141,7 +143,9 @@ class Stack:
             "streamlit", "run", script.origin, "--server.address", settings.host, "--server.port", str(port),
             "--server.headless", "true", "--browser.gatherUsageStats", "false", "--server.fileWatcherType", "none",
         ]  # fmt: skip
-        self._dashboard = ChildProcess("dashboard", arguments, settings.data_dir / "logs" / "dashboard.log", environment)
+        self._dashboard = ChildProcess(
+            "dashboard", arguments, settings.data_dir / "logs" / "dashboard.log", environment
+        )
         url = f"http://{_reachable(f'{settings.host}:{port}')}"
         _wait(lambda: _answers(f"{url}/_stcore/health"), self._dashboard, DASHBOARD_START_S)
         self.dashboard_url = url
@@ -188,4 +192,4 @@ def _answers(url: str) -> bool:
 def _reachable(address: str) -> str:
     """``address`` as a client on this machine writes it."""
     host, _, port = address.rpartition(":")
-    return f"127.0.0.1:{port}" if host in {"0.0.0.0", "[::]", "::"} else address  # noqa: S104 - compared, not bound
+    return f"127.0.0.1:{port}" if host in {"0.0.0.0", "[::]", "::"} else address

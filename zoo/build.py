@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -130,8 +129,8 @@ def _install(staging: Path, card: ModelCard, evidence: Evidence) -> None:
     remove_build(card)
     for path in sorted(staging.iterdir()):
         if path != card_file:
-            os.replace(path, card.folder / path.name)
-    os.replace(card_file, card.folder / "card.json")
+            path.replace(card.folder / path.name)
+    card_file.replace(card.folder / "card.json")
 
 
 def remove_build(card: ModelCard) -> None:

@@ -106,11 +106,13 @@ class ImageModel(nn.Module):
         super().__init__()
         self.model = model
         self.scale = scale
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """image uint8 ``[batch, height, width, channels]`` to logits ``[batch, classes]``."""
+        """Image uint8 ``[batch, height, width, channels]`` to logits ``[batch, classes]``."""
         pixels = image.permute(0, 3, 1, 2).to(torch.float32) * self.scale
         found = self.model((pixels - self.mean) / self.std)
         return cast(Tensor, found if isinstance(found, Tensor) else found.logits)
@@ -220,9 +222,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def load_image_processor(folder: Path) -> dict[str, Any]:
     """The settings of the checkpoint's image processor. Raises :class:`SourceError`."""
     with _loading(folder):
-        found: dict[str, Any] = AutoImageProcessor.from_pretrained(
-            folder, trust_remote_code=False, backend="pil"
-        ).to_dict()
+        loader: Any = AutoImageProcessor
+        found: dict[str, Any] = loader.from_pretrained(folder, trust_remote_code=False, backend="pil").to_dict()
         return found
 
 
@@ -260,17 +261,18 @@ def _loading(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and notes of the libraries between ours."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
+    notes: Any = transformers_logging
+    level = notes.get_verbosity()
+    bars = notes.is_progress_bar_enabled()
     hub = logging.getLogger("huggingface_hub")
     hub_level = hub.level
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    notes.set_verbosity_error()
+    notes.disable_progress_bar()
     hub.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        notes.set_verbosity(level)
         hub.setLevel(hub_level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            notes.enable_progress_bar()

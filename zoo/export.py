@@ -41,15 +41,16 @@ def export(module: nn.Module, recipe: Recipe, samples: Mapping[str, Tensor], *, 
             return to_onnx(module, recipe, samples)
     except ExportError:
         raise
-    except Exception as error:  # noqa: BLE001 - the exporters raise whatever their passes raise
+    except Exception as error:
         raise ExportError(f"{recipe.name}: the export to {recipe.format} failed: {first_line(error)}") from error
 
 
 def to_torchscript(module: nn.Module, samples: Mapping[str, Tensor], *, scripted: bool) -> bytes:
     """TorchScript of ``module``, scripted or traced."""
-    frozen = torch.jit.script(module) if scripted else torch.jit.trace(module, tuple(samples.values()))
+    make: Any = torch.jit.script if scripted else torch.jit.trace
+    graph = make(module) if scripted else make(module, tuple(samples.values()))
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.freeze(frozen.eval()), buffer)
+    torch.jit.save(torch.jit.freeze(graph.eval()), buffer)
     return buffer.getvalue()
 
 
@@ -90,7 +91,8 @@ def serialise(model: onnx.ModelProto) -> bytes:
     for value in itertools.chain(model.graph.input, model.graph.output, model.graph.initializer):
         del value.metadata_props[:]
     onnx.checker.check_model(model)
-    return model.SerializeToString(deterministic=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 def quantise(model: onnx.ModelProto) -> onnx.ModelProto:

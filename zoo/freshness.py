@@ -28,7 +28,7 @@ BUILDERS = (
 UNBUILT_FIELDS = {"title", "description", "languages", "licence", "notes", "evaluations"}
 """Fields of a recipe that a build does not depend on."""
 
-CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.spm", "*.model", "*.txt", "1_Pooling/*.json")
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.spm", "*.model", "*.txt", "1_Pooling/*.json", "README.md")
 """What is read of a checkpoint folder; pickles are not."""
 
 

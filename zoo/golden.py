@@ -84,7 +84,9 @@ def _similarities(golden: Golden, answer: Similarities) -> str | None:
     right = len(wanted) == len(answer.scores) and all(
         abs(cosine - score) <= tolerance for cosine, score in zip(wanted, answer.scores, strict=True)
     )
-    return None if right else f"expected {wanted} within {tolerance}, got {[round(score, 4) for score in answer.scores]}"
+    return (
+        None if right else f"expected {wanted} within {tolerance}, got {[round(score, 4) for score in answer.scores]}"
+    )
 
 
 _COMPARISONS: dict[type, Callable[[Golden, Any], str | None]] = {

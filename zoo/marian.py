@@ -5,16 +5,19 @@ keep the names that ``transformers`` gives them. Same interface as :class:`zoo.a
 so that :class:`zoo.architectures.translation.Translator` searches over either.
 """
 
+# TorchScript compiles this file and knows no casts, so what a ModuleList holds cannot be told to mypy:
+# mypy: disable-error-code="operator, union-attr, no-any-return"
+
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zoo.architectures.translation import BANNED, Translator
+from zoo.architectures.translation import BANNED, Translation, Translator
 from zoo.errors import SourceError
 
 ACTIVATIONS = ("swish", "silu", "relu", "gelu")
@@ -143,6 +146,7 @@ class Marian(nn.Module):
             config.decoder_layers, config.d_model, config.decoder_attention_heads, config.decoder_ffn_dim,
             config.activation_function,
         )  # fmt: skip
+        self.final_logits_bias: Tensor
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
 
     def positions(self, start: int, length: int) -> Tensor:
@@ -209,7 +213,7 @@ class Marian(nn.Module):
         return self.logits(states[:, 0]), grown
 
 
-def from_transformers(source: nn.Module, *, unknown: int) -> Translator:
+def from_transformers(source: Any, *, unknown: int) -> Translator:
     """A :class:`Translator` with the weights of a ``transformers.MarianMTModel``.
 
     Beams, length penalty and longest output are those of the checkpoint's generation settings;
@@ -219,7 +223,7 @@ def from_transformers(source: nn.Module, *, unknown: int) -> Translator:
     model = Marian(config)
     model.load_state_dict(_state(source))
     translator = Translator(
-        model,
+        cast(Translation, model),  # the same interface
         beams=generation.num_beams or 4,
         length_penalty=generation.length_penalty if generation.length_penalty is not None else 1.0,
         longest=min(generation.max_length or 512, config.max_position_embeddings, 256),
@@ -231,7 +235,7 @@ def from_transformers(source: nn.Module, *, unknown: int) -> Translator:
     return translator.eval()
 
 
-def _state(source: nn.Module) -> dict[str, Tensor]:
+def _state(source: Any) -> dict[str, Tensor]:
     """The checkpoint's tensors under this module's names; tied copies and position tables left out."""
     state = {name.removeprefix("model."): value for name, value in source.state_dict().items()}
     return {

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from torch import nn
 
 from gateway.catalog import ModelCard, Recipe
 from gateway.settings import Settings
@@ -21,6 +22,7 @@ from gateway.types import InferenceRequest, InferenceResult
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
+
 
 class Runner(Protocol):
     """A loaded model file."""
@@ -37,6 +39,7 @@ class OnnxRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a build shares its processors
         self._session = onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
         )
@@ -47,20 +50,34 @@ class OnnxRunner:
         return dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
 
 
-class TorchRunner:
-    """TorchScript on the CPU; inputs and outputs go by position, as in Triton's ``name__<position>``."""
+class ModuleRunner:
+    """A source model itself, in PyTorch, with the recipe's names."""
 
-    def __init__(self, model: Path, recipe: Recipe) -> None:
-        self._module = torch.jit.load(str(model), map_location="cpu").eval()
+    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+        self._module = module
         self._recipe = recipe
 
     def run(self, inputs: Mapping[str, Array]) -> Arrays:
         """Outputs by name."""
         arguments = [torch.from_numpy(np.array(inputs[spec.name])) for spec in self._recipe.inputs]
-        with torch.inference_mode(), torch.jit.optimized_execution(False):
+        with torch.inference_mode():
             found = self._module(*arguments)
         tensors = found if isinstance(found, tuple | list) else (found,)
         return {spec.name: tensor.numpy() for spec, tensor in zip(self._recipe.outputs, tensors, strict=True)}
+
+
+class TorchRunner(ModuleRunner):
+    """TorchScript on the CPU; inputs and outputs go by position, as in Triton's ``name__<position>``."""
+
+    def __init__(self, model: Path, recipe: Recipe) -> None:
+        load: Any = torch.jit.load
+        super().__init__(load(str(model), map_location="cpu").eval(), recipe)
+
+    def run(self, inputs: Mapping[str, Array]) -> Arrays:
+        """Outputs by name. Unoptimised: every new shape would be optimised for, which takes longer than it runs."""
+        jit: Any = torch.jit
+        with jit.optimized_execution(False):
+            return super().run(inputs)
 
 
 def load_runner(model: Path, recipe: Recipe) -> Runner:

@@ -44,14 +44,18 @@ def marian_tokenizer(folder: Path, *, unknown: str, end: str, padding: str) -> T
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (end, padding, unknown)])
     languages = [token for token in vocabulary if token.startswith(">>") and token.endswith("<<")]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in languages])
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, vocabulary[end])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, vocabulary[end])]
+    )
     return tokenizer
 
 
 def _scored(vocabulary: dict[str, int], proto: Any) -> list[tuple[str, float]]:
     """Pieces in the order of their ids, with the scores of ``source.spm``."""
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED)}
-    return [(piece, scores.get(piece, TARGET_ONLY)) for piece, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
+    return [
+        (piece, scores.get(piece, TARGET_ONLY)) for piece, _ in sorted(vocabulary.items(), key=lambda item: item[1])
+    ]
 
 
 def _normalizer(proto: Any) -> normalizers.Normalizer:
@@ -65,9 +69,10 @@ def _normalizer(proto: Any) -> normalizers.Normalizer:
 
 
 def _read_proto(path: Path) -> Any:
-    proto = sentencepiece_model_pb2_new.ModelProto()
+    schema: Any = sentencepiece_model_pb2_new
+    proto = schema.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
-    except Exception as error:  # noqa: BLE001 - protobuf's DecodeError has no common public base
+    except Exception as error:
         raise ValueError(f"{path.name}: {error}") from error
     return proto

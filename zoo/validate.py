@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -17,7 +16,7 @@ from gateway.tasks.rows import role
 from gateway.triton.tensors import NUMPY_TYPES
 from zoo.errors import ValidationError
 from zoo.export import first_line
-from zoo.runtime import Array, Arrays, Runner
+from zoo.runtime import Array, Arrays, ModuleRunner, Runner
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,7 @@ class ParityResult:
 
     def worse(self, error: float, cosine: float) -> ParityResult:
         """With one more output taken in."""
-        return replace(
-            self, max_abs_error=max(self.max_abs_error, error), min_cosine=min(self.min_cosine, cosine)
-        )
+        return replace(self, max_abs_error=max(self.max_abs_error, error), min_cosine=min(self.min_cosine, cosine))
 
 
 def check_parity(module: nn.Module, runner: Runner, recipe: Recipe, tokenizer: Tokenizer | None = None) -> ParityResult:
@@ -42,13 +39,14 @@ def check_parity(module: nn.Module, runner: Runner, recipe: Recipe, tokenizer: T
     shape or dtype, not finite, or further off than the recipe allows.
     """
     result = ParityResult()
+    source = ModuleRunner(module, recipe)
     for rows, length in _cases(recipe):
         inputs = sample_inputs(recipe, rows, length, tokenizer)
         where = f"{recipe.name}: batch {rows}" + (f", length {length}" if length else "")
-        expected = _run_module(module, recipe, inputs)
+        expected = source.run(inputs)
         try:
             found = runner.run(inputs)
-        except Exception as error:  # noqa: BLE001 - whatever the runtime raises for a graph it cannot run
+        except Exception as error:
             raise ValidationError(f"{where}: the exported model fails: {first_line(error)}") from error
         for spec in recipe.outputs:
             values = _check_form(expected[spec.name], found.get(spec.name), spec, where)
@@ -108,23 +106,18 @@ def _token_ids(
         raise ValidationError(f"{recipe.name}: it takes input_ids but has no tokenizer")
     if recipe.parity.text is None:
         size = tokenizer.get_vocab_size(with_added_tokens=True)
-        return generator.integers(0, size, size=shape)
+        drawn: Array = generator.integers(0, size, size=shape)
+        return drawn
     ids = np.array(tokenizer.encode(recipe.parity.text, add_special_tokens=False).ids)
     starts = generator.integers(0, len(ids), size=(shape[0], 1))
-    return ids[(starts + np.arange(shape[1])) % len(ids)]
+    stretches: Array = ids[(starts + np.arange(shape[1])) % len(ids)]
+    return stretches
 
 
 def _cases(recipe: Recipe) -> Iterator[tuple[int, int]]:
     sizes = [size for size in recipe.parity.batch_sizes if size <= recipe.max_batch_size] or [1]
     is_text = isinstance(recipe.preprocessing, TextPreprocessing)
     return itertools.product(sizes, recipe.parity.lengths if is_text else (0,))
-
-
-def _run_module(module: nn.Module, recipe: Recipe, inputs: Arrays) -> Arrays:
-    with torch.inference_mode():
-        found = module(*(torch.from_numpy(inputs[spec.name]) for spec in recipe.inputs))
-    tensors = found if isinstance(found, tuple | list) else (found,)
-    return {spec.name: tensor.numpy() for spec, tensor in zip(recipe.outputs, tensors, strict=True)}
 
 
 def _check_form(expected: Array, found: Array | None, spec: TensorSpec, where: str) -> Array:
@@ -150,7 +143,8 @@ def _real(values: Array, inputs: Arrays) -> Array:
     mask = next((array for name, array in inputs.items() if role(name) == "attention_mask"), None)
     if mask is None or values.dtype.kind != "f" or values.ndim < 2 or values.shape[:2] != mask.shape:
         return values
-    return values[mask == 1]
+    unpadded: Array = values[mask == 1]
+    return unpadded
 
 
 def _difference(expected: Array, found: Array) -> tuple[float, float]:

@@ -26,7 +26,7 @@ def explain(failure: GatewayFailure) -> None:
     if failure.kind == "forbidden":
         st.info(
             "This key may ask models, but it may not read usage. A key with the scope `usage:read` may: "
-            "`tidegate keys create --scope infer --scope usage:read`.",
+            "`tidegate keys create --project NAME --scope infer --scope usage:read`.",
             icon=":material/lock:",
         )
     else:

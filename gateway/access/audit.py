@@ -93,7 +93,7 @@ class Audit:
         self._clock = clock
         self._key = _load_key(settings)
         self.anchor_file = settings.data_dir / "audit.anchor"
-        _mend(self.anchor_file)
+        _prepare(self.anchor_file)
         self._unanchored: list[Checkpoint] = []
         self.appended = 0
         """Records written by this process."""
@@ -228,9 +228,10 @@ class Audit:
             return parse_anchor(lines)
 
 
-def _mend(anchor: Path) -> None:
-    """Cut off a last line that a power cut left half-written; the store has its checkpoint."""
+def _prepare(anchor: Path) -> None:
+    """Make the folder; cut off a last line that a power cut left half-written; the store has its checkpoint."""
     try:
+        private_directory(anchor.parent)
         content = anchor.read_bytes()
         if content and not content.endswith(b"\n"):
             os.truncate(anchor, content.rfind(b"\n") + 1)

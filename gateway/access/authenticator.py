@@ -123,8 +123,7 @@ class Authenticator:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        for flight in list(self._flights.values()):
-            flight.cancel()
+        await asyncio.gather(*self._flights.values(), return_exceptions=True)  # a second each at most
         await self._flush(touch=True, all_=True)
 
     async def authenticate(self, call: Call) -> Principal:

@@ -16,7 +16,7 @@ from gateway.admin.guard import PREFIX, Guard, problem
 from gateway.admin.keys import create_keys_router
 from gateway.admin.tenants import create_policy_router, create_tenants_router
 from gateway.admin.usage import create_usage_router
-from gateway.errors import ClientError, GatewayError, Invalid, Malformed, MethodNotAllowed, NotFound
+from gateway.errors import ClientError, GatewayError, Internal, Invalid, Malformed, MethodNotAllowed, NotFound
 from gateway.store.database import Store
 
 
@@ -44,6 +44,7 @@ def create_admin(store: Store, access: Access, *, release: str = "0") -> Guard:
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _defect)
     return Guard(app, access.authenticator)
 
 
@@ -72,6 +73,10 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         405: MethodNotAllowed("The route does not have this method.", headers=dict(error.headers or {})),
     }
     return _answer(request, known.get(error.status_code) or Malformed("The request cannot be read."))
+
+
+async def _defect(request: Request, _error: Exception) -> JSONResponse:
+    return _answer(request, Internal("Internal error."))  # the guard logs it
 
 
 def _answer(request: Request, error: GatewayError) -> JSONResponse:

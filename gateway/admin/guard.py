@@ -70,8 +70,8 @@ class Guard:
             await _send_problem(send_with_id, error, call.request_id)
         except Exception:
             structlog.get_logger("tidegate.admin").exception("admin_request_failed", request_id=call.request_id)
-            if started:
-                raise
+            if started:  # answered by the application's own handler
+                return
             await _send_problem(send_with_id, Internal("Internal error."), call.request_id)
 
     async def _admit(self, scope: AsgiScope, call: Call) -> Principal:

@@ -1,7 +1,5 @@
 """``/admin/usage``: what was used and what it cost. A key with ``usage:read`` sees its own project."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Callable
 from typing import Annotated, Any, Literal

@@ -36,8 +36,12 @@ class Control:
         answer = {"type": "object"}
         return [
             Route("GET", "/healthz/live", "live", self.live, None, "Whether the process runs", tags, None, answer),
-            Route("GET", "/healthz/ready", "ready", self.ready, None, "Whether requests can be served", tags, None, answer),
-            Route("GET", "/openapi.json", "openapi", self.document, None, "This API as OpenAPI 3.1", tags, None, answer),
+            Route(
+                "GET", "/healthz/ready", "ready", self.ready, None, "Whether requests can be served", tags, None, answer
+            ),
+            Route(
+                "GET", "/openapi.json", "openapi", self.document, None, "This API as OpenAPI 3.1", tags, None, answer
+            ),
             Route("GET", "/docs", "docs", self.docs, None, "This API as a page", tags),
         ]
 

@@ -62,36 +62,74 @@ class Front:
         """Serve one request."""
         usage_id = str(uuid_utils.uuid7())
         call = Call(usage_id, usage_id, "plain", "unknown", client_address=_address(scope))
-        started = False
-
-        async def send_once(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         dialect: Dialect = self._plain
         try:
             dialect = self._router.dialect_of(scope["raw_path"]) or dialect
             response = await self._answer(scope, receive, call)
+            if isinstance(response.body, bytes):
+                call.bytes_out = len(response.body)
+                await self._pipeline.close(call)
         except ClientClosed as error:
+            await self._pipeline.close(call, error)
             self._finished(call, error.status)
             return
         except GatewayError as error:
-            response = self._encode_error(dialect, error, call)
-        except asyncio.CancelledError:
+            response = await self._failed(dialect, error, call)
+        except asyncio.CancelledError as error:
+            await self._pipeline.close(call, error)
             self._finished(call, ClientClosed.status)
             raise
-        except Exception:
+        except Exception as error:
             log.exception("request.failed", request_id=call.request_id, operation=call.operation)
-            response = self._encode_error(dialect, Internal("internal error"), call)
+            response = await self._failed(dialect, error, call)
+        if isinstance(response.body, bytes):
+            await self._send(scope, send, call, response)
+            self._finished(call, response.status)
+        else:
+            await self._stream(scope, send, dialect, call, response)
+
+    async def _failed(self, dialect: Dialect, error: Exception, call: Call) -> Response:
+        """Close ``call`` and say what went wrong; that it could not be recorded, if even that went wrong."""
         try:
-            await self._send(scope, send_once, call, response)
-        except GatewayError as error:
-            # Only a stream can fail here, after its status has gone: it is cut off, never completed.
-            log.warning("stream.broken", request_id=call.request_id, code=error.code)
-            if not started:
-                await self._send(scope, send, call, self._encode_error(dialect, error, call))
-            self._finished(call, error.status)
+            await self._pipeline.close(call, error)
+        except GatewayError as unrecorded:
+            error = unrecorded
+        public = error if isinstance(error, GatewayError) else Internal("internal error")
+        return self._encode_error(dialect, public, call)
+
+    async def _stream(self, scope: Any, send: Any, dialect: Dialect, call: Call, response: Response) -> None:
+        """Send a response whose parts are still being made; its call is closed when the last has gone.
+
+        The first part is awaited before the status goes, so that an error before it gets its own status.
+        An error after it cuts the stream off: it is never completed as if it were whole.
+        """
+        parts = response.body.__aiter__()  # type: ignore[union-attr]
+        begun = False
+        try:
+            part = await _next(parts)
+            await send(
+                {"type": "http.response.start", "status": response.status, "headers": self._headers(call, response)}
+            )
+            begun = True
+            while part is not None:
+                call.bytes_out += len(part)
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                part = await _next(parts)
+            await self._pipeline.close(call)
+            await send({"type": "http.response.body", "body": b""})
+        except asyncio.CancelledError as error:
+            await self._pipeline.close(call, error)
+            self._finished(call, ClientClosed.status)
+            raise
+        except Exception as error:
+            if not isinstance(error, GatewayError):
+                log.exception("request.failed", request_id=call.request_id, operation=call.operation)
+            failure = await self._failed(dialect, error, call)
+            if not begun:
+                await self._send(scope, send, call, failure)
+            self._finished(call, failure.status)
+            if begun:
+                raise ConnectionAbortedError("the stream broke off") from error
             return
         self._finished(call, response.status)
 
@@ -130,47 +168,32 @@ class Front:
         return response
 
     async def _send(self, scope: Any, send: Any, call: Call, response: Response) -> None:
+        body = response.body if isinstance(response.body, bytes) else b""
+        headers = self._headers(call, response)
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def _headers(self, call: Call, response: Response) -> list[tuple[bytes, bytes]]:
         headers = [(b"x-request-id", call.request_id.encode("latin-1"))]
         if response.media_type:
             headers.append((b"content-type", response.media_type.encode("latin-1")))
-        for name, value in response.headers.items():
-            headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
-        for name, value in call.headers.items():
+        for name, value in (*response.headers.items(), *call.headers.items()):
             headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
         if call.model and response.status == 200:
             headers += _metered(call)
         headers.append((b"server-timing", _server_timing(call)))
-        body = response.body
-        if isinstance(body, bytes):
-            call.bytes_out = len(body)
-            headers.append((b"content-length", str(len(body)).encode()))
-            await send({"type": "http.response.start", "status": response.status, "headers": headers})
-            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-            return
-        await _send_stream(send, response.status, headers, body, call)
+        return headers
 
     def _finished(self, call: Call, code: int) -> None:
         self._pipeline.metrics.finished(call, code, (time.monotonic_ns() - call.received_ns) / 1e9)
 
 
-async def _send_stream(
-    send: Any, status: int, headers: list[tuple[bytes, bytes]], body: AsyncIterator[bytes], call: Call
-) -> None:
-    # The first part is awaited before the status goes, so that an error before it gets its own status.
-    iterator = body.__aiter__()
+async def _next(parts: AsyncIterator[bytes]) -> bytes | None:
     try:
-        part: bytes | None = await iterator.__anext__()
+        return await parts.__anext__()
     except StopAsyncIteration:
-        part = None
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    while part is not None:
-        call.bytes_out += len(part)
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-        try:
-            part = await iterator.__anext__()
-        except StopAsyncIteration:
-            part = None
-    await send({"type": "http.response.body", "body": b""})
+        return None
 
 
 async def _unless_client_goes(handler: Any, receive: Any) -> Response:

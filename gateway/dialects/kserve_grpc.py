@@ -72,26 +72,26 @@ class KserveGrpc:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the service, health and reflection."""
-        unary: dict[str, tuple[type[Any], type[Any], Answer, Scope | None]] = {
-            "ServerLive": (pb.ServerLiveRequest, pb.ServerLiveResponse, self.server_live, None),
-            "ServerReady": (pb.ServerReadyRequest, pb.ServerReadyResponse, self.server_ready, None),
-            "ServerMetadata": (pb.ServerMetadataRequest, pb.ServerMetadataResponse, self.server_metadata, "infer"),
-            "ModelReady": (pb.ModelReadyRequest, pb.ModelReadyResponse, self.model_ready, "infer"),
-            "ModelMetadata": (pb.ModelMetadataRequest, pb.ModelMetadataResponse, self.model_metadata, "infer"),
-            "ModelConfig": (pb.ModelConfigRequest, pb.ModelConfigResponse, self.model_config, "infer"),
-            "ModelStatistics": (pb.ModelStatisticsRequest, pb.ModelStatisticsResponse, self.model_statistics, "infer"),
-            "ModelInfer": (pb.ModelInferRequest, pb.ModelInferResponse, self.model_infer, "infer"),
-            "RepositoryIndex": (pb.RepositoryIndexRequest, pb.RepositoryIndexResponse, self.repository_index, "models:admin"),
-            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse, self.load, "models:admin"),
-            "RepositoryModelUnload": (
-                pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, self.unload, "models:admin",
-            ),
-        }  # fmt: skip
+        unary: dict[str, tuple[Answer, Scope | None]] = {
+            "ServerLive": (self.server_live, None),
+            "ServerReady": (self.server_ready, None),
+            "ServerMetadata": (self.server_metadata, "infer"),
+            "ModelReady": (self.model_ready, "infer"),
+            "ModelMetadata": (self.model_metadata, "infer"),
+            "ModelConfig": (self.model_config, "infer"),
+            "ModelStatistics": (self.model_statistics, "infer"),
+            "ModelInfer": (self.model_infer, "infer"),
+            "RepositoryIndex": (self.repository_index, "models:admin"),
+            "RepositoryModelLoad": (self.load, "models:admin"),
+            "RepositoryModelUnload": (self.unload, "models:admin"),
+        }
         handlers: dict[str, grpc.RpcMethodHandler] = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._unary(name, answer, scope), request_type.FromString, response_type.SerializeToString
+                self._unary(name, answer, scope),
+                getattr(pb, f"{name}Request").FromString,
+                getattr(pb, f"{name}Response").SerializeToString,
             )
-            for name, (request_type, response_type, answer, scope) in unary.items()
+            for name, (answer, scope) in unary.items()
         }
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self.model_stream_infer, pb.ModelInferRequest.FromString, pb.ModelStreamInferResponse.SerializeToString
@@ -121,16 +121,16 @@ class KserveGrpc:
                     await self._pipeline.authenticate(call, scope)
                 call.bytes_in = message.ByteSize()
                 reply = await answer(message, call)
-            except GatewayError as error:
-                self._finished(call, error.status)
-                await self._abort(context, error, call)
-            except asyncio.CancelledError:
+                call.bytes_out = reply.ByteSize()
+                await self._pipeline.close(call)
+            except asyncio.CancelledError as error:
+                await self._pipeline.close(call, error)
                 self._finished(call, ClientClosed.status)
                 raise
-            except Exception:
-                log.exception("request.failed", request_id=call.request_id, operation=operation)
-                self._finished(call, Internal.status)
-                await self._abort(context, Internal("internal error"), call)
+            except Exception as error:  # noqa: BLE001 - the boundary: logged and answered
+                failure = await self._failed(error, call)
+                self._finished(call, failure.status)
+                await self._abort(context, failure, call)
             else:
                 context.set_trailing_metadata(_trailers(call))
                 self._finished(call, 200)
@@ -149,6 +149,16 @@ class KserveGrpc:
         settings = self._pipeline.settings
         self._pipeline.set_timeout(call, settings.default_timeout_s if remaining is None else remaining)
         return call
+
+    async def _failed(self, error: Exception, call: Call) -> GatewayError:
+        """Close ``call``; what the client is told."""
+        if not isinstance(error, GatewayError):
+            log.error("request.failed", request_id=call.request_id, operation=call.operation, exc_info=error)
+        try:
+            await self._pipeline.close(call, error)
+        except GatewayError as unrecorded:
+            return unrecorded
+        return error if isinstance(error, GatewayError) else Internal("internal error")
 
     async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], error: GatewayError, call: Call) -> None:
         trailers = [*_trailers(call)]
@@ -278,14 +288,24 @@ class KserveGrpc:
             code = 200
             try:
                 await self._pipeline.authenticate(call, "infer")
+                call.bytes_in = message.ByteSize()
                 async for reply in self._stream_one(message, call):
+                    call.bytes_out += reply.ByteSize()
+                    if reply.infer_response.parameters["triton_final_response"].bool_param:
+                        await self._pipeline.close(call)
                     yield reply
-            except GatewayError as error:
-                code = error.status
+                await self._pipeline.close(call)
+            except (asyncio.CancelledError, GeneratorExit) as error:
+                await self._pipeline.close(call, error)
+                self._finished(call, ClientClosed.status)
+                raise
+            except Exception as error:  # noqa: BLE001 - the boundary: logged and answered
+                failure = await self._failed(error, call)
+                code = failure.status
                 if by_status or code in {401, 403}:
                     self._finished(call, code)
-                    await self._abort(context, error, call)
-                failed = pb.ModelStreamInferResponse(error_message=error.message)
+                    await self._abort(context, failure, call)
+                failed = pb.ModelStreamInferResponse(error_message=failure.message)
                 failed.infer_response.id = message.id
                 yield failed
             self._finished(call, code)

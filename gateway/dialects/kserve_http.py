@@ -79,7 +79,7 @@ class KserveHttp:
                     request_media_types=("application/json", BINARY), statuses=(413, 415, 422),
                 ),
                 post(f"{prefix}/generate", "generate", self.generate, "Run an inference on plain JSON"),
-                post(f"{prefix}/generate_stream", "generate_stream", self.generate_stream, "The same, as a stream of events"),
+                post(f"{prefix}/generate_stream", "generate_stream", self.generate_stream, "The same as events"),
             ]  # fmt: skip
         return routes
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.dialects.http import Dialect, Route
 
+_BINARY = {"type": "string", "format": "binary"}
 _COMMON = {
     "400": "Malformed request",
     "404": "No such route or model",
@@ -44,7 +45,7 @@ def document(dialects: Iterable[Dialect], version: str) -> dict[str, Any]:
         "info": {
             "title": "Tidegate",
             "version": version,
-            "description": "Models as a service: one authenticated, metered gateway in front of Triton Inference Server.",
+            "description": "Models as a service: one authenticated, metered gateway in front of Triton.",
         },
         "paths": paths,
         "components": {
@@ -67,13 +68,14 @@ def _operation(dialect: Dialect, route: Route) -> dict[str, Any]:
     names = re.findall(r"{(\w+)}", route.path)
     if names:
         operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for name in names
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            for name in names
         ]
     if route.method == "POST" and route.request_schema is not None:
         operation["requestBody"] = {
             "required": True,
             "content": {
-                media: {"schema": route.request_schema if media == "application/json" else {"type": "string", "format": "binary"}}
+                media: {"schema": route.request_schema if media == "application/json" else _BINARY}
                 for media in route.request_media_types
             },
         }
@@ -116,7 +118,8 @@ def page(specification: dict[str, Any]) -> bytes:
 
 
 _CSS = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b2733;background:#fff}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "body{color:#1b2733;background:#fff}"
     "details{border:1px solid #d5dde5;border-radius:6px;margin:.4rem 0;padding:.4rem .8rem}summary{cursor:pointer}"
     "b{display:inline-block;min-width:3.5rem}.get{color:#0b6e4f}.post{color:#1d4ed8}code{font-size:.95em}"
     ".key{font-size:.75em;border:1px solid #b45309;color:#b45309;border-radius:4px;padding:0 .3em}"

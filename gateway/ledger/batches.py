@@ -58,7 +58,11 @@ class BatchReader:
             if isinstance(found, frames.Damage):
                 batch.damage.append(frames.Damage(offset + found.start, offset + found.end, found.torn))
                 continue
-            self._decode(batch, found)
+            try:
+                self._decode(batch, found)
+            except msgspec.DecodeError as error:  # intact, but another program's
+                log.error("journal.unreadable", gateway=self._gateway_id, error=str(error))
+                batch.damage.append(frames.Damage(batch.end - len(found.payload), batch.end, torn=False))
             batch.frames += 1
             if batch.frames == self._limit:
                 yield batch
@@ -78,4 +82,4 @@ class BatchReader:
             for settlement in self._settlements.decode(frame.payload):
                 batch.settle(settlement)
         else:
-            log.error("journal.unknown_frame", kind=frame.kind, gateway=self._gateway_id)
+            raise msgspec.DecodeError(f"frames of kind {frame.kind} are not known")

@@ -72,17 +72,25 @@ class Flusher:
                 segment = self._segment = journal.segments[0]
                 self._offset = 0
             if segment.size > self._offset:
-                data = journal.read(segment, self._offset)
-                for batch in self._reader.batches(data, self._offset):
-                    await self._commit(batch)
-                    self._report(segment.path, batch.damage)
-                    self._offset = batch.end
+                await self._flush_segment(journal, segment)
             if segment is last and self._offset >= end:
                 return
             if segment is not journal.segments[-1] and self._offset >= segment.size:
                 following = journal.segments[journal.segments.index(segment) + 1]
                 journal.discard(segment)
                 self._segment, self._offset = following, 0
+
+    async def _flush_segment(self, journal: Journal, segment: Segment) -> None:
+        written = segment.size
+        data = journal.read(segment, self._offset)
+        for batch in self._reader.batches(data, self._offset):
+            await self._commit(batch)
+            self._report(segment.path, batch.damage)
+            self._offset = batch.end
+        if self._offset < written:
+            log.error("journal.truncated", segment=segment.path.name, offset=self._offset, written=written)
+            self.damaged += 1
+            self._offset = written
 
     async def adopt(self, folder: JournalFolder) -> None:
         """Replay the journal of a dead gateway, settle what it left open, and remove it.
@@ -95,8 +103,6 @@ class Flusher:
             for batch in reader.batches(await asyncio.to_thread(path.read_bytes), 0):
                 await self._commit(batch, mine=False)
                 self._report(path, batch.damage)
-                if any(not damage.torn for damage in batch.damage):
-                    self._keep(path, folder.gateway_id)
         await self.close_open(folder.gateway_id)
         folder.remove()
         log.info("journal.replayed", gateway=folder.gateway_id, segments=len(paths))
@@ -222,11 +228,10 @@ class Flusher:
                 offset=stretch.start,
                 bytes=stretch.end - stretch.start,
             )
-
-    def _keep(self, path: Path, gateway_id: str) -> None:
-        folder = self._root / DAMAGED
-        folder.mkdir(mode=0o700, exist_ok=True)
-        shutil.copy2(path, folder / f"{gateway_id}-{path.name}")
+        if any(not stretch.torn for stretch in damage):  # keep it for whoever wants to look
+            folder = self._root / DAMAGED
+            folder.mkdir(mode=0o700, exist_ok=True)
+            shutil.copy2(path, folder / f"{path.parent.name}-{path.name}")
 
 
 def _is_data_error(error: DBAPIError) -> bool:

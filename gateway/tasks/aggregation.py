@@ -51,10 +51,11 @@ class WordRule:
     def of(cls, tokenizer: Tokenizer) -> WordRule:
         """The rule of ``tokenizer``."""
         model = tokenizer.model
-        unknown = getattr(model, "unk_token", None)
+        names = (getattr(model, "unk_token", None), "<unk>", "[UNK]")  # a Unigram model keeps its own to itself
+        unknown = next((name for name in names if name and tokenizer.token_to_id(name) is not None), None)
         return cls(
             bool(getattr(model, "continuing_subword_prefix", None)),
-            tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None,
+            tokenizer.token_to_id(unknown) if unknown else None,
         )
 
     def word_starts(self, text: str, tokens: TokenScores) -> IntArray:
@@ -73,23 +74,26 @@ class WordRule:
         return np.flatnonzero(~continues)
 
 
-def entities_of_tokens(tokens: TokenScores, ignored: Collection[str]) -> list[Entity]:
-    """``aggregation_strategy`` none."""
+def entities_of_tokens(text: str, tokens: TokenScores, ignored: Collection[str], rule: WordRule) -> list[Entity]:
+    """``aggregation_strategy`` none. ``word`` is the token, or the text itself where the tokenizer does not know it."""
     if not len(tokens.scores):
         return []
     best = tokens.scores.argmax(axis=1)
     wanted = ~_among(tokens.labels, ignored)[best]
-    return [
-        Entity(
-            entity=tokens.labels[best[index]],
-            score=float(tokens.scores[index, best[index]]),
-            index=int(tokens.positions[index]),
-            word=tokens.tokens[index],
-            start=int(tokens.offsets[index, 0]),
-            end=int(tokens.offsets[index, 1]),
+    entities = []
+    for index in np.flatnonzero(wanted).tolist():
+        start, end = tokens.offsets[index].tolist()
+        entities.append(
+            Entity(
+                entity=tokens.labels[best[index]],
+                score=float(tokens.scores[index, best[index]]),
+                index=int(tokens.positions[index]),
+                word=text[start:end] if tokens.ids[index] == rule.unknown_id else tokens.tokens[index],
+                start=start,
+                end=end,
+            )
         )
-        for index in np.flatnonzero(wanted).tolist()
-    ]
+    return entities
 
 
 def entities_of_groups(

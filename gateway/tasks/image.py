@@ -33,14 +33,16 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
-"""What Pillow's decoders raise for bytes that are not what their first ones promise."""
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    struct.error, zlib.error, UserWarning,
+)  # fmt: skip
+"""What Pillow's decoders raise for bytes that are not what their first ones promise (a warning only
+where warnings are errors)."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.ASCII)
 _DRAFT_MARGIN = 2
 """A JPEG is decoded at a fraction of its size only if that leaves this many times the pixels per side
 that the resize needs; the labels of photographs do not change then (tests measure it)."""
-_REDUCING_GAP = 3.0
-"""Pillow's: far larger pictures are first averaged down to three times the target."""
 
 
 def picture_bytes(source: Any) -> bytes:
@@ -115,7 +117,6 @@ def model_pixels(image: Image.Image, preprocessing: ImagePreprocessing) -> Pixel
         (width, height),
         _FILTERS[preprocessing.interpolation],
         box=crop_box(upright.size, preprocessing.resize_shorter_side, preprocessing.crop),
-        reducing_gap=_REDUCING_GAP,
     )
     pixels: Pixels = np.asarray(resized)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -9,12 +9,10 @@ different windows compare as their logits do; for one window it is the same numb
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import msgspec
 import numpy as np
-from tokenizers import Encoding
 
 from gateway.catalog import ModelCard
 from gateway.errors import BadUpstream, Invalid
@@ -22,9 +20,9 @@ from gateway.settings import Settings
 from gateway.tasks.answers import Answers, FloatArray, Span
 from gateway.tasks.base import as_list
 from gateway.tasks.options import Options, parse_options
-from gateway.tasks.rows import Array, Row
+from gateway.tasks.rows import Array
 from gateway.tasks.scores import finite
-from gateway.tasks.text import Tokenizers, too_long, window_count
+from gateway.tasks.text import Passage, Tokenizers, too_long
 from gateway.tasks.text_task import TextTask
 from gateway.types import InferenceResult, Plan
 
@@ -46,14 +44,6 @@ class QuestionAnsweringOptions(Options, frozen=True):
     align_to_words: bool = True
 
 
-@dataclass(slots=True, frozen=True)
-class Example:
-    """A question's context and the windows over it."""
-
-    context: str
-    windows: list[Encoding]
-
-
 class QuestionAnswering(TextTask):
     """Takes ``{"question": ..., "context": ...}`` or a list of them; answers :class:`Answers`."""
 
@@ -71,19 +61,23 @@ class QuestionAnswering(TextTask):
         items, single = as_list(inputs, self.settings.max_batch_items)
         pairs = [self._pair(item) for item in items]
         self.encoder.check_total([text for pair in pairs for text in pair])
-        examples = [Example(context, self._windows(question, context, chosen)) for question, context in pairs]
-        flat = [window for example in examples for window in example.windows]
-        self.encoder.check_count(len(flat), "context")
-        batch = self.text_rows.batch([Row(window.ids, window.type_ids) for window in flat])
+        passages = [self._passage(question, context, chosen) for question, context in pairs]
+        rows = [row for passage in passages for row in passage.rows()]
+        self.encoder.check_count(len(rows), "context")
+        batch = self.text_rows.batch(rows)
 
         def finish(results: Sequence[InferenceResult]) -> Answers:
             starts = iter(batch.each(results, self._start))
             ends = iter(batch.each(results, self._end))
             found = [
                 answer_spans(
-                    example, [next(starts) for _ in example.windows], [next(ends) for _ in example.windows], chosen
+                    context,
+                    passage,
+                    [next(starts) for _ in passage.windows],
+                    [next(ends) for _ in passage.windows],
+                    chosen,
                 )
-                for example in examples
+                for (_, context), passage in zip(pairs, passages, strict=True)
             ]
             return Answers(found, single, chosen.top_k)
 
@@ -95,48 +89,46 @@ class QuestionAnswering(TextTask):
         question, context = item["question"], item["context"]
         return self.encoder.check(question, "question"), self.encoder.check(context, "context")
 
-    def _windows(self, question: str, context: str, chosen: QuestionAnsweringOptions) -> list[Encoding]:
+    def _passage(self, question: str, context: str, chosen: QuestionAnsweringOptions) -> Passage:
         tokenizer = self.encoder.tokenizer
         asked = tokenizer.encode(question, add_special_tokens=False)
-        if chosen.max_question_len is not None:
-            asked.truncate(chosen.max_question_len)
-        told = tokenizer.encode(context, add_special_tokens=False)
-        for encoding, param in ((asked, "question"), (told, "context")):
-            if not encoding.ids:
+        if chosen.max_question_len is not None and len(asked.ids) > chosen.max_question_len:
+            question = question[: asked.offsets[chosen.max_question_len - 1][1]]
+        encoding = tokenizer.encode(question, context)
+        own = [index for index, sequence in enumerate(encoding.sequence_ids) if sequence == 1]
+        for tokens, param in ((asked.ids, "question"), (own, "context")):
+            if not tokens:
                 raise Invalid(f"{param} is empty", param=param)
+        beside = len(encoding.ids) - len(own)
         longest = min(chosen.max_seq_len or self.encoder.max_length, self.encoder.max_length)
-        room = longest - len(asked.ids) - tokenizer.num_special_tokens_to_add(is_pair=True)
+        room = longest - beside
         if room < LEAST_CONTEXT:
-            raise too_long(len(asked.ids), max(0, room + len(asked.ids) - LEAST_CONTEXT), "question")
-        if len(told.ids) > room:
-            stride = self.encoder.preprocessing.doc_stride if chosen.doc_stride is None else chosen.doc_stride
-            if chosen.doc_stride is None:
-                stride = min(stride, room // 2)
-            if stride >= room:
-                raise Invalid(f"doc_stride must be less than {room} with this question", param="doc_stride")
-            self.encoder.check_count(window_count(len(told.ids), room, stride), "context")
-            told.truncate(room, stride=stride)
-        whole = tokenizer.post_process(asked, told)
-        return [whole, *whole.overflowing]
+            raise too_long(beside, max(0, longest - LEAST_CONTEXT), "question")
+        stride = chosen.doc_stride
+        if stride is None:
+            stride = min(self.encoder.preprocessing.doc_stride, room // 2)
+        if stride >= room:
+            raise Invalid(f"doc_stride must be less than {room} with this question", param="doc_stride")
+        return Passage(encoding, own[0], own[-1] + 1, self.encoder.windows(len(own), room, stride, "context"))
 
 
 def answer_spans(
-    example: Example, starts: Sequence[Array], ends: Sequence[Array], chosen: QuestionAnsweringOptions
+    context: str,
+    passage: Passage,
+    starts: Sequence[Array],
+    ends: Sequence[Array],
+    chosen: QuestionAnsweringOptions,
 ) -> list[Span]:
     """The ``top_k`` best spans of one context, from the logits of its windows."""
-    masks = [_answerable(window) for window in example.windows]
-    start = _probabilities(example.windows, masks, starts)
-    end = _probabilities(example.windows, masks, ends)
+    start, end = _probabilities(passage, starts), _probabilities(passage, ends)
     wanted = chosen.top_k * 2 + 10 if chosen.align_to_words else chosen.top_k
     by_text: dict[str, Span] = {}
-    for window, mask, of_starts, of_ends in zip(example.windows, masks, start, end, strict=True):
-        for first, last, score in _best_spans(of_starts[mask], of_ends[mask], wanted, chosen.max_answer_len):
-            offset = int(mask[0])
-            begin, stop = _characters(window, first + offset, last + offset, chosen.align_to_words)
-            text = example.context[begin:stop]
-            key = text.lower()
-            known = by_text.get(key)
-            by_text[key] = (
+    for (offset, _), of_starts, of_ends in zip(passage.windows, start, end, strict=True):
+        for first, last, score in _best_spans(of_starts[1:], of_ends[1:], wanted, chosen.max_answer_len):
+            begin, stop = _characters(passage, offset + first, offset + last, chosen.align_to_words)
+            text = context[begin:stop]
+            known = by_text.get(text.lower())
+            by_text[text.lower()] = (
                 Span(known.answer, known.score + score, known.start, known.end)
                 if known
                 else Span(text, score, begin, stop)
@@ -148,24 +140,18 @@ def answer_spans(
     return sorted(answers, key=lambda span: -span.score)[: chosen.top_k]
 
 
-def _answerable(window: Encoding) -> Array:
-    """Positions of the context's tokens, which stand together."""
-    return np.flatnonzero(np.array([-1 if part is None else part for part in window.sequence_ids]) == 1)
-
-
-def _probabilities(windows: list[Encoding], masks: list[Array], logits: Sequence[Array]) -> list[FloatArray]:
-    """Of each window ``[tokens]``: softmax over the context's tokens and the first token, of all windows together."""
-    masked = []
-    for window, mask, values in zip(windows, masks, logits, strict=True):
-        if values.ndim != 1 or values.shape[0] < len(window.ids):
+def _probabilities(passage: Passage, logits: Sequence[Array]) -> list[FloatArray]:
+    """Of each window ``[1 + tokens]``: the first token ("no answer"), then the context's; the softmax runs
+    over all windows together.
+    """
+    kept = []
+    for (start, stop), values in zip(passage.windows, logits, strict=True):
+        if values.ndim != 1 or values.shape[0] < passage.begin + stop - start:
             raise BadUpstream("the model did not answer one logit a token")
-        kept = np.full(len(window.ids), -np.inf)
-        kept[0] = values[0]
-        kept[mask] = values[mask]
-        finite(kept[mask])
-        masked.append(kept)
-    highest = max(float(values.max()) for values in masked)
-    exponents = [np.exp(values - highest) for values in masked]
+        own = values[passage.begin : passage.begin + stop - start]
+        kept.append(finite(np.concatenate((values[:1], own)).astype(np.float64)))
+    highest = max(float(values.max()) for values in kept)
+    exponents = [np.exp(values - highest) for values in kept]
     total = sum(float(values.sum()) for values in exponents)
     return [values / total for values in exponents]
 
@@ -191,13 +177,12 @@ def _best_spans(start: FloatArray, end: FloatArray, wanted: int, longest: int) -
     ]
 
 
-def _characters(window: Encoding, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
+def _characters(passage: Passage, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
     """Characters of the context from token ``first`` to ``last``, whole words if asked for."""
-    if align_to_words:
-        words = window.token_to_word(first), window.token_to_word(last)
-        if words[0] is not None and words[1] is not None:
-            begin = window.word_to_chars(words[0], 1)
-            stop = window.word_to_chars(words[1], 1)
-            if begin is not None and stop is not None:
-                return begin[0], stop[1]
-    return window.offsets[first][0], window.offsets[last][1]
+    words = passage.words
+    if align_to_words and words[first] is not None and words[last] is not None:
+        while first > 0 and words[first - 1] == words[first]:
+            first -= 1
+        while last + 1 < len(words) and words[last + 1] == words[last]:
+            last += 1
+    return int(passage.offsets[first, 0]), int(passage.offsets[last, 1])

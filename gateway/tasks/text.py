@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from gateway.catalog import ModelCard, TextPreprocessing
@@ -183,7 +184,7 @@ class TextEncoder:
         begin, end = len(self.prefix), len(ids) - len(self.suffix)
         return bool(self._specials) and end >= begin and ids[:begin] == self.prefix and ids[end:] == self.suffix
 
-    # --- encodings with offsets
+    # --- pairs and windows
 
     def pair(self, first: str, second: str, *, truncate: bool, param: str = "inputs") -> Row:
         """A pair of texts in one row, cut from the longer one token by token (``longest_first``)."""
@@ -199,21 +200,58 @@ class TextEncoder:
         encoding = self.tokenizer.post_process(one, two)
         return Row(encoding.ids, encoding.type_ids)
 
-    def windows(self, text: str, *, stride: int | None, param: str = "inputs") -> list[Encoding]:
-        """``text`` in windows of ``max_length`` that share ``stride`` tokens; None: the first one only."""
+    def passage(self, text: str, *, stride: int | None, param: str = "inputs") -> Passage:
+        """``text`` in windows of ``max_length`` that share ``stride`` tokens; None: the first window only."""
         encoding = self.tokenizer.encode(text)
-        if len(encoding.ids) <= self.max_length:
-            return [encoding]
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        length = len(encoding.ids) - self._specials
+        if length == 0:
+            raise Invalid(f"{param} is empty: there is nothing in it that the model reads", param=param)
         room = self.max_length - self._specials
-        overlap = stride or 0
-        if overlap >= room:
+        if (stride or 0) >= room:
             raise Invalid(f"stride must be less than {room}", param="stride")
-        if stride is not None:
-            self.check_count(window_count(len(encoding.ids), room, overlap), param)
-        encoding.truncate(room, stride=overlap)
-        whole = self.tokenizer.post_process(encoding)
-        return [whole, *whole.overflowing] if stride is not None else [whole]
+        slices = self.windows(length, room, stride or 0, param) if stride is not None else [(0, min(length, room))]
+        begin = len(self.prefix)
+        return Passage(encoding, begin, begin + length, slices)
+
+    def windows(self, length: int, room: int, overlap: int, param: str) -> list[tuple[int, int]]:
+        """Slices of at most ``room`` tokens that cover ``length`` and share ``overlap``. Raises ``Invalid``
+        for more than a call may have.
+        """
+        count = window_count(length, room, overlap)
+        self.check_count(count, param)
+        return [(start, min(start + room, length)) for start in range(0, count * (room - overlap), room - overlap)]
+
+
+class Passage:
+    """A tokenised text whose tokens from ``begin`` to ``end`` travel in windows; what stands before and
+    after them (special tokens, the question of a pair) is part of every window.
+    """
+
+    def __init__(self, encoding: Encoding, begin: int, end: int, windows: list[tuple[int, int]]) -> None:
+        self.begin = begin
+        """Where the text's own tokens begin in every window."""
+        self.windows = windows
+        """Slices of the text's own tokens."""
+        self.ids: list[int] = encoding.ids[begin:end]
+        self.tokens: list[str] = encoding.tokens[begin:end]
+        self.words: list[int | None] = encoding.word_ids[begin:end]
+        self.special = np.array(encoding.special_tokens_mask[begin:end], dtype=bool)
+        self.offsets = np.array(encoding.offsets[begin:end], dtype=np.int64).reshape(-1, 2)
+        """Characters of the text, ``[tokens, 2]``."""
+        self._around = (encoding.ids[:begin], encoding.ids[end:])
+        self._types = encoding.type_ids[:begin], encoding.type_ids[begin:end], encoding.type_ids[end:]
+
+    def rows(self) -> list[Row]:
+        """One row a window."""
+        before, after = self._around
+        types_before, types, types_after = self._types
+        return [
+            Row(
+                before + self.ids[start:stop] + after,
+                types_before + types[start:stop] + types_after,
+            )
+            for start, stop in self.windows
+        ]
 
 
 def too_long(tokens: int, limit: int, param: str) -> Invalid:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
-from tokenizers import Encoding
 
 from gateway.catalog import ModelCard
 from gateway.errors import BadUpstream, Invalid
@@ -17,8 +16,8 @@ from gateway.tasks.aggregation import Strategy, TokenScores, WordRule, entities_
 from gateway.tasks.answers import Entities, Entity
 from gateway.tasks.base import as_list
 from gateway.tasks.options import Options, parse_options
-from gateway.tasks.rows import Array, Row
-from gateway.tasks.text import Tokenizers
+from gateway.tasks.rows import Array
+from gateway.tasks.text import Passage, Tokenizers
 from gateway.tasks.text_task import TextTask
 from gateway.types import InferenceResult, Plan
 
@@ -56,17 +55,17 @@ class TokenClassification(TextTask):
             raise Invalid("stride needs an aggregation_strategy other than none", param="stride")
         items, single = as_list(inputs, self.settings.max_batch_items)
         texts = self.encoder.check_all(items)
-        windows = [self.encoder.windows(text, stride=chosen.stride) for text in texts]
-        flat = [window for of_text in windows for window in of_text]
-        self.encoder.check_count(len(flat))
-        batch = self.text_rows.batch([Row(window.ids) for window in flat])
+        passages = [self.encoder.passage(text, stride=chosen.stride) for text in texts]
+        rows = [row for passage in passages for row in passage.rows()]
+        self.encoder.check_count(len(rows))
+        batch = self.text_rows.batch(rows)
 
         def finish(results: Sequence[InferenceResult]) -> Entities:
             logits = iter(batch.each(results, self._logits))
             return Entities(
                 [
-                    self._entities(text, of_text, [next(logits) for _ in of_text], chosen)
-                    for text, of_text in zip(texts, windows, strict=True)
+                    self._entities(text, passage, [next(logits) for _ in passage.windows], chosen)
+                    for text, passage in zip(texts, passages, strict=True)
                 ],
                 single,
             )
@@ -74,29 +73,30 @@ class TokenClassification(TextTask):
         return Plan(batch.requests, batch.units, finish)
 
     def _entities(
-        self, text: str, windows: list[Encoding], logits: list[Array], chosen: TokenClassificationOptions
+        self, text: str, passage: Passage, logits: list[Array], chosen: TokenClassificationOptions
     ) -> list[Entity]:
         found: list[Entity] = []
-        for window, window_logits in zip(windows, logits, strict=True):
-            tokens = self._scores(window, window_logits)
+        for window, window_logits in zip(passage.windows, logits, strict=True):
+            tokens = self._scores(passage, window, window_logits)
             if chosen.aggregation_strategy == "none":
-                found += entities_of_tokens(tokens, chosen.ignore_labels)
+                found += entities_of_tokens(text, tokens, chosen.ignore_labels, self._word_rule)
             else:
                 strategy: Strategy = chosen.aggregation_strategy
                 found += entities_of_groups(text, tokens, strategy, chosen.ignore_labels, self._word_rule)
-        return without_overlaps(found) if len(windows) > 1 else found
+        return without_overlaps(found) if len(passage.windows) > 1 else found
 
-    def _scores(self, window: Encoding, logits: Array) -> TokenScores:
+    def _scores(self, passage: Passage, window: tuple[int, int], logits: Array) -> TokenScores:
         """Scores of the window's tokens, special ones left out."""
-        if logits.ndim != 2 or logits.shape[0] < len(window.ids):
+        start, stop = window
+        if logits.ndim != 2 or logits.shape[0] < passage.begin + stop - start:
             raise BadUpstream("the model did not answer one score a token and class")
-        kept = np.flatnonzero(np.array(window.special_tokens_mask) == 0)
+        kept = np.flatnonzero(~passage.special[start:stop])
         return TokenScores(
-            scores=scores.softmax(scores.finite(logits[kept])) if len(kept) else np.empty((0, logits.shape[1])),
-            positions=kept,
-            tokens=[window.tokens[index] for index in kept.tolist()],
-            ids=np.array(window.ids)[kept],
-            offsets=np.array(window.offsets)[kept],
+            scores=scores.softmax(scores.finite(logits[passage.begin + kept])),
+            positions=passage.begin + kept,
+            tokens=[passage.tokens[index] for index in (start + kept).tolist()],
+            ids=np.array(passage.ids)[start + kept],
+            offsets=passage.offsets[start + kept],
             labels=scores.class_names(self.card.recipe.labels, logits.shape[1]),
         )
 

@@ -40,7 +40,8 @@ _NOT_CONNECTED = re.compile(
 )
 _SHED = re.compile(r"exceeds maximum queue size|request timeout expired|queue.*(full|timeout)", re.I)
 _NOT_READY = re.compile(
-    r"unknown model|is not ready|not found|no version is available|stub process|not healthy|server not ready|shutting down",
+    r"unknown model|is not ready|not found|no version is available|stub process|not healthy|"
+    r"server not ready|shutting down",
     re.I,
 )
 

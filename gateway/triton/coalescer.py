@@ -168,7 +168,7 @@ class Coalescer:
         call = asyncio.ensure_future(self._pool.infer(request, latest))
         left = sum(not entry.gone for entry in batch)
 
-        def one_less(future: asyncio.Future[InferenceResult]) -> None:
+        def one_less(_future: asyncio.Future[InferenceResult]) -> None:
             nonlocal left
             left -= 1
             if left == 0 and not call.done():

@@ -32,7 +32,9 @@ def up(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of keys, database, journal and logs.")] = None,
     model_repository: Annotated[Path | None, typer.Option(help="Folder that Triton serves from.")] = None,
     models: Annotated[str | None, typer.Option(help="Comma-separated models to serve; default: all.")] = None,
-    ready_file: Annotated[Path | None, typer.Option(help="Write where everything is there as JSON, once ready.")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Write where everything is there as JSON, once ready.")
+    ] = None,
 ) -> None:
     """Build what is missing, then run Triton, the gateway and the dashboard until Ctrl-C.
 
@@ -40,9 +42,14 @@ def up(
     """
     settings = load_settings(
         {
-            "host": host, "port": port, "grpc_port": grpc_port, "dashboard_port": dashboard_port,
-            "data_dir": data_dir, "model_repository": model_repository, "models": models,
-        }  # fmt: skip
+            "host": host,
+            "port": port,
+            "grpc_port": grpc_port,
+            "dashboard_port": dashboard_port,
+            "data_dir": data_dir,
+            "model_repository": model_repository,
+            "models": models,
+        }
     )
     key_file = settings.data_dir / DEMO_KEY
     stack = Stack(settings, dashboard=not no_dashboard)
@@ -80,7 +87,8 @@ def _start(stack: Stack, key_file: Path) -> None:
 def _announce(stack: Stack, key_file: Path, ready_file: Path | None) -> None:
     example = "sentiment" if "sentiment" in stack.models else stack.models[0]
     shown = os.path.relpath(key_file)
-    out.print(f"""
+    out.print(
+        f"""
 [bold green]Tidegate is ready.[/]
 
   gateway     {stack.gateway_url}   (API description: {stack.gateway_url}/docs)
@@ -95,7 +103,10 @@ Try it:
   {_curl(stack.gateway_url, example, shown)}
 
 Ctrl-C stops everything.
-""", highlight=False, markup=True)  # fmt: skip
+""",
+        highlight=False,
+        markup=True,
+    )
     if ready_file is not None:
         triton = stack.triton
         where = {
@@ -105,7 +116,9 @@ Ctrl-C stops everything.
             "dashboard_url": stack.dashboard_url,
             "key_file": str(key_file.resolve()),
             "models": stack.models,
-            "triton": {"http": triton.http_url, "grpc": triton.grpc_url, "metrics": triton.metrics_url} if triton else None,
+            "triton": {"http": triton.http_url, "grpc": triton.grpc_url, "metrics": triton.metrics_url}
+            if triton
+            else None,
             "pid": os.getpid(),
         }
         partial = ready_file.with_suffix(".partial")
@@ -144,5 +157,3 @@ def _interrupts_ignored() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-

@@ -19,8 +19,9 @@ def extract_adapter(trunk: nn.Module, name: str = "default") -> dict[str, Tensor
     state: dict[str, Tensor] = {}
     for path, module in trunk.named_modules():
         if isinstance(module, LoraLayer):
-            state[path + A] = module.lora_A[name].weight.detach()
-            state[path + B] = module.lora_B[name].weight.detach() * module.scaling[name]
+            down, up = module.lora_A[name], module.lora_B[name]
+            state[path + A] = down.get_parameter("weight").detach()
+            state[path + B] = up.get_parameter("weight").detach() * module.scaling[name]
     return state
 
 

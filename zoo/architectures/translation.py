@@ -5,8 +5,9 @@ Press and Wolf 2017 (tied embeddings), Paulus et al. 2018 (no repeated trigram).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,8 @@ class Attention(nn.Module):
         mixed = functional.scaled_dot_product_attention(query, key.float(), value.float(), attn_mask=mask)
         batch, length, width = states.shape
         mixed = mixed.transpose(1, 2).reshape(batch, length, width)
-        return self.output(mixed.to(states.dtype))
+        output: Tensor = self.output(mixed.to(states.dtype))
+        return output
 
 
 class FeedForward(nn.Module):
@@ -89,7 +91,8 @@ class FeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[batch, seq, width] -> [batch, seq, width]."""
-        return self.outer(self.dropout(functional.relu(self.inner(states))))
+        output: Tensor = self.outer(self.dropout(functional.relu(self.inner(states))))
+        return output
 
 
 class EncoderLayer(nn.Module):
@@ -108,7 +111,8 @@ class EncoderLayer(nn.Module):
         normed = self.attention_norm(states)
         key, value = self.attention.project(normed)
         states = states + self.dropout(self.attention(normed, key, value, mask))
-        return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+        output: Tensor = states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+        return output
 
 
 class DecoderLayer(nn.Module):
@@ -141,7 +145,16 @@ class DecoderLayer(nn.Module):
         states = states + self.dropout(mixed)
         mixed = self.source_attention(self.source_norm(states), source[0], source[1], source_mask)
         states = states + self.dropout(mixed)
-        return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+        output: Tensor = states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+        return output
+
+
+class DecoderLayers(nn.ModuleList):
+    """A ModuleList that tells type checkers what it holds."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[DecoderLayer]: ...
 
 
 class Translation(nn.Module):
@@ -155,7 +168,7 @@ class Translation(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary_size, config.width, padding_idx=PAD)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.encoder_norm = nn.LayerNorm(config.width)
-        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.decoder = DecoderLayers(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
@@ -168,7 +181,8 @@ class Translation(nn.Module):
         """Embeddings [batch, seq, width] of ids that stand at positions start, start + 1, …"""
         scaled = self.embedding(ids) * math.sqrt(self.width)
         position = sinusoid(start, ids.shape[1], self.width, ids.device)
-        return self.dropout(scaled + position.to(scaled.dtype))
+        embedded: Tensor = self.dropout(scaled + position.to(scaled.dtype))
+        return embedded
 
     def source_mask(self, attention_mask: Tensor) -> Tensor:
         """[batch, seq] of 1 and 0 -> additive mask [batch, 1, 1, seq]."""
@@ -180,7 +194,8 @@ class Translation(nn.Module):
         states = self.embed(input_ids, 0)
         for layer in self.encoder:
             states = layer(states, mask)
-        return self.encoder_norm(states)
+        memory: Tensor = self.encoder_norm(states)
+        return memory
 
     def logits(self, states: Tensor) -> Tensor:
         """Decoder states [..., width] -> logits [..., target_size], by the tied embedding."""

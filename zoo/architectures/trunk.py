@@ -29,4 +29,5 @@ def load_trunk(attention: str = "eager") -> tuple[Path, BertModel]:
     trunk = BertModel(config, add_pooling_layer=False)
     state = load_file(folder / "model.safetensors")
     trunk.load_state_dict({name: state[name] for name in state if not name.startswith(UNUSED)})
-    return folder / "tokenizer.json", trunk.eval()
+    trunk.train(False)
+    return folder / "tokenizer.json", trunk

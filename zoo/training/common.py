@@ -74,7 +74,6 @@ class Budget:
         """From 0 at the start to 1 when the time is up."""
         return min(1.0, self.elapsed / self._seconds)
 
-    @property
     def spent(self) -> bool:
         """Whether the time is up."""
         return self.progress >= 1.0
@@ -137,12 +136,12 @@ class Trainer(Generic[Module]):
     ) -> None:
         self.average: Module = copy.deepcopy(model).eval().requires_grad_(False)
         names = [name for name, value in model.named_parameters() if value.requires_grad]
-        own = dict(self.average.named_parameters())
+        own: dict[str, Tensor] = dict(self.average.named_parameters())
         self._averages = [own[name] for name in names]
         self._masters = [value.clone() for value in self._averages]
         use_byte_dropout(model, seed)
         self.model = model.to(dtype).train()
-        trained = dict(self.model.named_parameters())
+        trained: dict[str, Tensor] = dict(self.model.named_parameters())
         self._trained = [trained[name] for name in names]
         self._optimizer = torch.optim.AdamW(self._masters, betas=betas, weight_decay=weight_decay, fused=True)
         self._averaging = averaging

@@ -53,7 +53,7 @@ def train(options: Options) -> tuple[Digits, int]:
     model = Digits()
     trainer = Trainer(model, averaging=AVERAGING, dtype=torch.float32, seed=options.seed)
     budget = Budget(options.minutes)
-    while not budget.spent:
+    while not budget.spent():
         rows = torch.randint(len(images), (BATCH,))
         rate = RATE * warm_cosine(trainer.steps, budget.progress, WARMUP)
         loss = functional.cross_entropy(model(distort(images[rows].clone())), labels[rows], label_smoothing=0.05)

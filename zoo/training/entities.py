@@ -92,7 +92,7 @@ def train(options: Options) -> tuple[TokenClassifier, Tokenizer, int]:
     targets = [targets_of(s, begins) for s, (_, begins) in zip(sentences, rows, strict=True)]
     budget = Budget(options.minutes)
     epoch = 0
-    while not budget.spent:
+    while not budget.spent():
         for batch in length_buckets([len(ids) for ids, _ in rows], TOKENS, generator):
             ids, mask = padded([rows[row][0] for row in batch])
             ids = ids.masked_fill((torch.rand(ids.shape) < WORD_DROPOUT) & (mask == 1), UNKNOWN)
@@ -101,7 +101,7 @@ def train(options: Options) -> tuple[TokenClassifier, Tokenizer, int]:
                 model(ids, mask).float().flatten(0, 1), target.flatten(), ignore_index=IGNORED
             )
             trainer.step(loss, RATE * warm_cosine(trainer.steps, budget.progress, WARMUP))
-            if budget.spent:
+            if budget.spent():
                 break
         epoch += 1
         score = score_of(trainer.average, tokenizer, check)

@@ -110,7 +110,7 @@ def train(options: Options) -> tuple[SpanExtractor, Tokenizer, int]:
     windows = [make_windows(tokenizer, question) for question in questions]
     budget = Budget(options.minutes)
     epoch = 0
-    while not budget.spent:
+    while not budget.spent():
         examples = examples_of(questions, windows, generator)
         for batch in length_buckets([len(w.ids) for w, _ in examples], TOKENS, generator):
             ids, mask, types = tensors_of([examples[row][0] for row in batch])
@@ -118,7 +118,7 @@ def train(options: Options) -> tuple[SpanExtractor, Tokenizer, int]:
             trainer.step(loss, RATE * warm_cosine(trainer.steps, budget.progress, WARMUP))
             if trainer.steps % 50 == 0:
                 logger.info("step %d loss %.3f %.0f s", trainer.steps, loss.item(), budget.elapsed)
-            if budget.spent:
+            if budget.spent():
                 break
         epoch += 1
         f1, exact = score_of(trainer.average, tokenizer, check)

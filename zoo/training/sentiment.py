@@ -71,7 +71,7 @@ def train(options: Options) -> tuple[SequenceClassifier, Tokenizer, int]:
     rows, target = encode(tokenizer, texts), torch.tensor(labels)
     budget = Budget(options.minutes)
     epoch = 0
-    while not budget.spent:
+    while not budget.spent():
         for batch in length_buckets([len(row) for row in rows], TOKENS, generator):
             ids, mask = padded([rows[row] for row in batch * 2])
             ids = ids.masked_fill((torch.rand(ids.shape) < WORD_DROPOUT) & (mask == 1), UNKNOWN)
@@ -79,7 +79,7 @@ def train(options: Options) -> tuple[SequenceClassifier, Tokenizer, int]:
             trainer.step(loss, RATE * warm_cosine(trainer.steps, budget.progress, WARMUP))
             if trainer.steps % 50 == 0:
                 logger.info("step %d loss %.3f %.0f s", trainer.steps, loss.item(), budget.elapsed)
-            if budget.spent:
+            if budget.spent():
                 break
         epoch += 1
         score = accuracy(predict(trainer.average, tokenizer, check), expected)

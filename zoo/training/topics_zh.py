@@ -71,7 +71,7 @@ def train(options: Options) -> tuple[Topics, Tokenizer, int]:
     target = torch.tensor(labels)
     budget = Budget(options.minutes)
     epoch = 0
-    while not budget.spent:
+    while not budget.spent():
         rows = encode(tokenizer, reviews, PIECE_DROPOUT)
         for batch in length_buckets([len(row) for row in rows], TOKENS, generator):
             ids, mask = padded([rows[row] for row in batch])
@@ -79,7 +79,7 @@ def train(options: Options) -> tuple[Topics, Tokenizer, int]:
             rate = RATE * warm_cosine(trainer.steps, budget.progress, WARMUP)
             loss = functional.cross_entropy(model(ids, mask), target[batch], label_smoothing=SMOOTHING)
             trainer.step(loss, rate)
-            if budget.spent:
+            if budget.spent():
                 break
         epoch += 1
         score = accuracy(predict(trainer.average, tokenizer, check), expected)

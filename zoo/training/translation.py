@@ -180,7 +180,7 @@ def train(train_pairs: Sequence[Pair], check_pairs: Sequence[Pair], options: Opt
     trainer = Trainer(model, averaging=plan.averaging, weight_decay=plan.weight_decay, seed=options.seed)
     budget = Budget(options.minutes)
     epoch = 0
-    while not budget.spent:
+    while not budget.spent():
         losses: list[float] = []
         for source, target, twice in epoch_batches(tokenizer, train_pairs, plan, generator, budget):
             rate = plan.rate * warm_cosine(trainer.steps, budget.progress, plan.warmup)
@@ -191,10 +191,10 @@ def train(train_pairs: Sequence[Pair], check_pairs: Sequence[Pair], options: Opt
                 logger.info(
                     "epoch %d step %d loss %.3f %.0f s", epoch, trainer.steps, fmean(losses[-100:]), budget.elapsed
                 )
-            if budget.spent:
+            if budget.spent():
                 break
         epoch += 1
-        if epoch % plan.evaluate_every == 0 or budget.spent:
+        if epoch % plan.evaluate_every == 0 or budget.spent():
             score = bleu_of(Translator(trainer.average, beams=1), tokenizer, check_pairs)
             logger.info(
                 "epoch %d step %d loss %.3f greedy BLEU %.2f %.0f s",

@@ -31,11 +31,15 @@ def whole(body: bytes) -> Any:
 
 
 def chunks(*parts: bytes) -> Any:
-    return receiver(*({"type": "http.request", "body": part, "more_body": i < len(parts) - 1} for i, part in enumerate(parts)))
+    return receiver(
+        *({"type": "http.request", "body": part, "more_body": i < len(parts) - 1} for i, part in enumerate(parts))
+    )
 
 
 async def read(receive: Any, timeout_s: float = 5.0, **headers: str) -> bytes:
-    return await read_body(receive, {name.replace("_", "-"): value for name, value in headers.items()}, LIMIT, timeout_s)
+    return await read_body(
+        receive, {name.replace("_", "-"): value for name, value in headers.items()}, LIMIT, timeout_s
+    )
 
 
 async def test_plain_chunked_and_compressed_bodies_arrive() -> None:
@@ -60,7 +64,11 @@ async def test_plain_chunked_and_compressed_bodies_arrive() -> None:
         (whole(b"\x07\x07"), {"content_encoding": "deflate"}, Malformed),
         (whole(b"abc"), {"content_encoding": "br"}, UnsupportedMediaType),
         (receiver({"type": "http.disconnect"}), {}, ClientClosed),
-        (receiver({"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.disconnect"}), {}, ClientClosed),
+        (
+            receiver({"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.disconnect"}),
+            {},
+            ClientClosed,
+        ),
     ],
 )
 async def test_bad_bodies_are_told_apart(receive: Any, headers: dict[str, str], error: type[GatewayError]) -> None:

@@ -1,40 +1,23 @@
-"""Fixtures of the ledger's tests: the store on both databases, and ledgers on it."""
-
-from __future__ import annotations
+"""Fixtures of the ledger's tests: ledgers on the store of both databases."""
 
 import pytest
 
 from gateway.ledger.ledger import Ledger
-from gateway.store.database import Store
-from tests.gateway.ledger.postgres import PostgreSQL, programs
-from tests.gateway.ledger.support import CountingTriton, make_prices, make_settings
-
-
-@pytest.fixture(scope="session")
-def postgresql(require_program):
-    """A running PostgreSQL, shared by the tests of this process."""
-    server = PostgreSQL(programs(require_program))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.database)])
-def settings(request, tmp_path):
-    """Settings with an empty database; everything that uses this runs on SQLite and on PostgreSQL."""
-    values = {}
-    if request.param == "postgresql":
-        values["database_url"] = request.getfixturevalue("postgresql").create_database()
-    return make_settings(tmp_path, **values)
+from tests.gateway.ledger.support import CountingTriton, make_prices
+from tests.gateway.servers import (  # noqa: F401
+    migrated_postgresql,
+    migrated_settings,
+    migrated_sqlite,
+    own_postgresql,
+    postgresql,
+    store,
+)
 
 
 @pytest.fixture
-async def store(settings):
-    store = await Store.open(settings)
-    yield store
-    await store.close()
+def settings(migrated_settings):  # noqa: F811
+    """Settings with an empty database; everything that uses this runs on SQLite and on PostgreSQL."""
+    return migrated_settings
 
 
 @pytest.fixture
@@ -45,7 +28,7 @@ def triton():
 
 
 @pytest.fixture
-async def make_ledger(settings, store, triton):
+async def make_ledger(settings, store, triton):  # noqa: F811
     """Starts ledgers; stops those that still run at the end."""
     ledgers = []
 

@@ -52,7 +52,9 @@ def request(value: float, rows: int = 1, width: int = 2, **more: Any) -> Inferen
     return InferenceRequest("m", (from_numpy("x", np.full((rows, width), value, dtype=np.float32)),), **more)
 
 
-def start(coalescer: Coalescer, *requests: InferenceRequest, deadline_s: float | None = None) -> list[asyncio.Task[Any]]:
+def start(
+    coalescer: Coalescer, *requests: InferenceRequest, deadline_s: float | None = None
+) -> list[asyncio.Task[Any]]:
     deadline = None if deadline_s is None else time.monotonic_ns() + int(deadline_s * 1e9)
     return [asyncio.create_task(coalescer.infer(each, SIGNATURE, deadline)) for each in requests]
 

@@ -79,5 +79,8 @@ def test_bad_output_selections_are_refused(outputs: tuple[str, ...]) -> None:
 def test_models_that_keep_state_or_answer_with_streams_are_never_coalesced() -> None:
     assert SIGNATURE.coalescible
     for change in ({"decoupled": True}, {"stateful": True}, {"dynamic_batching": False}, {"max_batch_size": 0}):
-        fields = {name: getattr(SIGNATURE, name) for name in ("model", "inputs", "outputs", "max_batch_size", "dynamic_batching")}
+        fields = {
+            name: getattr(SIGNATURE, name)
+            for name in ("model", "inputs", "outputs", "max_batch_size", "dynamic_batching")
+        }
         assert not Signature(**(fields | change)).coalescible

@@ -43,7 +43,9 @@ def test_damaged_byte_elements_are_refused(data: bytes) -> None:
         decode_bytes(data)
 
 
-@pytest.mark.parametrize("array", [np.arange(24.0).reshape(6, 4), np.array([[f"t{i}", "ü" * i] for i in range(6)], dtype=object)])
+@pytest.mark.parametrize(
+    "array", [np.arange(24.0).reshape(6, 4), np.array([[f"t{i}", "ü" * i] for i in range(6)], dtype=object)]
+)
 def test_rows_split_and_join_again(array: np.ndarray) -> None:  # type: ignore[type-arg]
     whole = from_numpy("x", array)
     parts = split_rows(whole, [1, 3, 2])

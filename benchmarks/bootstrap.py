@@ -1,0 +1,65 @@
+"""Confidence intervals by resampling whole runs: requests within one run are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Values: TypeAlias = npt.NDArray[np.float64]
+RESAMPLES = 2_000
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """An estimate with its 95 % confidence interval; ``low`` and ``high`` are None below three runs."""
+
+    value: float
+    low: float | None
+    high: float | None
+    runs: int
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3g}"
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def median(values: Sequence[float], seed: int = 1) -> Interval:
+    """The median over runs."""
+    return _interval([np.asarray(values, dtype=np.float64)], lambda parts: float(np.median(parts[0])), seed)
+
+
+def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 1) -> Interval:
+    """Median of the ratios of neighbouring runs: what an interleaved A/B/A/B measures."""
+    ratios = np.asarray(numerator, dtype=np.float64) / np.asarray(denominator, dtype=np.float64)
+    return _interval([ratios], lambda parts: float(np.median(parts[0])), seed)
+
+
+def paired_difference(left: Sequence[float], right: Sequence[float], seed: int = 1) -> Interval:
+    """Median of the differences of neighbouring runs."""
+    differences = np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)
+    return _interval([differences], lambda parts: float(np.median(parts[0])), seed)
+
+
+def change(before: Sequence[float], after: Sequence[float], seed: int = 1) -> Interval:
+    """Relative change of the median between two independent sets of runs: 0.05 is five per cent more."""
+    parts = [np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)]
+    return _interval(parts, lambda sets: float(np.median(sets[1]) / np.median(sets[0]) - 1), seed)
+
+
+def _interval(parts: Sequence[Values], statistic: Callable[[Sequence[Values]], float], seed: int) -> Interval:
+    runs = min(len(part) for part in parts)
+    if runs == 0:
+        raise ValueError("no runs to compare")
+    value = statistic(parts)
+    if runs < 3:
+        return Interval(value, None, None, runs)
+    numbers = np.random.default_rng(seed)
+    estimates = [
+        statistic([part[numbers.integers(0, len(part), len(part))] for part in parts]) for _ in range(RESAMPLES)
+    ]
+    low, high = np.percentile(estimates, [2.5, 97.5])
+    return Interval(value, float(low), float(high), runs)

@@ -1,0 +1,59 @@
+"""The one interface of the load clients, and which of them a URL asks for."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from typing_extensions import Self
+
+from benchmarks.grpc_client import GrpcPool
+from benchmarks.http_client import EXPIRED, FAILED, WITHDRAWN, Done, Exchange, HttpPool
+from benchmarks.recording import Outcome
+from benchmarks.workloads import Payload, Workload, WrongAnswer
+
+
+class Client(Protocol):
+    """Sends prepared requests; :class:`HttpPool` and :class:`GrpcPool` are the two."""
+
+    dropped: int
+    bytes_out: int
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def encode(self, payload: Payload, key: str | None = None) -> bytes: ...
+
+    async def warm(self, connections: int) -> None: ...
+
+    def submit(self, request: bytes, done: Done) -> Exchange: ...
+
+    def cancel(self, exchange: Exchange, status: int = WITHDRAWN) -> None: ...
+
+    async def post(self, payload: Payload) -> Exchange: ...
+
+
+def connect(url: str, key: str | None, *, limit: int = 1024, timeout_s: float = 10.0) -> Client:
+    """A client for ``http://…`` or ``grpc://host:port``."""
+    if url.startswith("grpc://"):
+        return GrpcPool(url, key, channels=max(1, min(limit, 4)), timeout_s=timeout_s)
+    return HttpPool(url, key, limit=limit, timeout_s=timeout_s)
+
+
+def judge(workload: Workload, payload: Payload, exchange: Exchange) -> tuple[Outcome, str | None]:
+    """How a finished exchange counts, and the fault's text if it is one."""
+    status = exchange.status
+    if 200 <= status < 300:
+        try:
+            workload.check(payload, exchange.body)
+        except WrongAnswer as error:
+            return Outcome.WRONG, f"wrong answer: {error}"
+        return Outcome.OK, None
+    if status in (429, 503):
+        return Outcome.SHED, None
+    if status == EXPIRED:
+        return Outcome.TIMEOUT, None
+    if status == WITHDRAWN:
+        return Outcome.CANCELLED, None
+    text = "no answer" if status == FAILED else f"HTTP {status}: {exchange.body[:160].decode('utf-8', 'replace')}"
+    return Outcome.ERROR, text

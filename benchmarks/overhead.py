@@ -1,0 +1,125 @@
+"""What the gateway costs: the same load on Triton and through the gateway, in turns, in one run.
+
+Short legs alternate (A B, B A, …), so that both see the same disturbances; each round gives one
+ratio, and the interval comes from resampling the rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bootstrap import Interval, paired_difference, paired_ratio
+from benchmarks.bootstrap import median as median_interval
+from benchmarks.client import Client, connect
+from benchmarks.closedloop import ClosedLoop, ClosedRun, Prepared, prepare
+from benchmarks.recording import Outcome
+from benchmarks.workloads import Workload
+
+RING = 1024
+
+
+@dataclass(slots=True, frozen=True)
+class Leg:
+    """One way to the same model: ``url`` is ``http://…`` or ``grpc://…``."""
+
+    name: str
+    url: str
+    key: str | None = None
+
+
+@dataclass(slots=True)
+class LegResult:
+    """One leg at one concurrency, a value per round."""
+
+    leg: Leg
+    throughput: list[float]
+    """Right answers a second."""
+    median_ms: list[float]
+    client_cpu_us: list[float]
+    """The generator's processor time per request."""
+    faults: int = 0
+    fault: str | None = None
+
+
+@dataclass(slots=True)
+class Comparison:
+    """All legs at one concurrency; the first leg is what the others are divided by."""
+
+    protocol: str
+    concurrency: int
+    legs: list[LegResult]
+
+    def ratio(self, number: int) -> Interval:
+        """Throughput of leg ``number`` over that of the first."""
+        return paired_ratio(self.legs[number].throughput, self.legs[0].throughput)
+
+    def added_ms(self, number: int) -> Interval:
+        """Median latency of leg ``number`` less that of the first, milliseconds."""
+        return paired_difference(self.legs[number].median_ms, self.legs[0].median_ms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "protocol": self.protocol,
+            "concurrency": self.concurrency,
+            "legs": [
+                {
+                    "name": leg.leg.name,
+                    "throughput": median_interval(leg.throughput),
+                    "median_ms": median_interval(leg.median_ms),
+                    "client_cpu_us": float(np.median(leg.client_cpu_us)),
+                    "faults": leg.faults,
+                    "fault": leg.fault,
+                    "ratio": None if number == 0 else self.ratio(number),
+                    "added_median_ms": None if number == 0 else self.added_ms(number),
+                    "rounds": leg.throughput,
+                }
+                for number, leg in enumerate(self.legs)
+            ],
+        }
+
+
+async def compare(
+    protocol: str,
+    workload: Workload,
+    legs: Sequence[Leg],
+    concurrency: int,
+    *,
+    rounds: int,
+    leg_s: float,
+    on_leg: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Measure ``legs`` in turns. Raises ``OSError`` if one of them cannot be reached."""
+    results = [LegResult(leg, [], [], []) for leg in legs]
+    async with AsyncExitStack() as stack:
+        clients: list[tuple[Client, list[Prepared]]] = []
+        for leg in legs:
+            client = await stack.enter_async_context(connect(leg.url, leg.key, limit=concurrency))
+            clients.append((client, prepare(client, workload, RING)))
+        for round_ in range(rounds):
+            order = list(range(len(legs)))
+            for number in order if round_ % 2 == 0 else reversed(order):
+                client, ring = clients[number]
+                loop = ClosedLoop(client, workload, concurrency, ring=ring, start=round_ * 997)
+                run = await loop.run(leg_s, warmup_s=min(1.0, leg_s / 4))
+                _take(results[number], run)
+                on_leg(f"{protocol} c={concurrency} {legs[number].name}: {run.throughput:,.0f}/s")
+    return Comparison(protocol, concurrency, results)
+
+
+def _take(result: LegResult, run: ClosedRun) -> None:
+    latencies = run.recording.latencies_us(Outcome.OK)
+    result.throughput.append(run.throughput)
+    result.median_ms.append(float(np.median(latencies)) / 1000 if len(latencies) else float("nan"))
+    result.client_cpu_us.append(run.cpu_s / max(1, len(run.recording)) * 1e6)
+    faulty = len(run.recording) - run.recording.count(Outcome.OK)
+    result.faults += faulty
+    if faulty and run.recording.faults:
+        result.fault = run.recording.faults.most_common(1)[0][0]
+    elif faulty:
+        result.fault = f"statuses {run.recording.statuses()}"

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+import sqlalchemy as sa
+
+from gateway.access.audit import Audit
+from gateway.access.budgets import Budgets
+from gateway.access.key import KeySpec
+from gateway.access.keys import Keys
+from gateway.access.policy import NANO, Budget, Policies
+from gateway.errors import BudgetExceeded, GatewayError, Unavailable
+from gateway.settings import Settings
+from gateway.store.budgets import window_bounds
+from gateway.store.database import Store
+from gateway.store.tables import budget_leases, budget_windows, usage_records
+from tests.gateway.access.support import make_principal, statements
+
+DAY = 86_400
+
+
+@pytest.fixture
+def make_budgets(store, policies, clock, wall):
+    return lambda name="gateway", **values: Budgets(store, policies, name, clock=clock, wall_clock=wall, **values)
+
+
+@pytest.fixture
+def budgets(make_budgets):
+    return make_budgets()
+
+
+@pytest.fixture
+async def set_budget(policies, keys):
+    async def set_(usd, level="project", name="web", period="day"):
+        await policies.set_budget(Budget(level, name, period, round(usd * NANO)))
+
+    return set_
+
+
+async def reserve_many(budgets, number, usd, principal=None):
+    """Reservations made at the same time, and how the others were refused."""
+    principal = principal or make_principal()
+    answers = await asyncio.gather(
+        *(budgets.reserve(principal, usd) for _ in range(number)), return_exceptions=True
+    )
+    failures = Counter(type(answer) for answer in answers if isinstance(answer, BaseException))
+    return [answer for answer in answers if not isinstance(answer, BaseException)], failures
+
+
+async def standing(store):
+    """Spent and leased of every window, in nano-USD."""
+    table = budget_windows
+    async with store.read() as connection:
+        rows = await connection.execute(sa.select(table).order_by(table.c.level, table.c.name, table.c.window))
+        return {(row.level, row.name, row.window): (row.spent_nano_usd, row.leased_nano_usd) for row in rows}
+
+
+async def test_no_budget_no_reservation(budgets, store):
+    with statements(store) as seen:
+        assert await budgets.reserve(make_principal(), 5.0) is None
+    assert seen == []
+
+
+async def test_of_100_at_once_with_a_budget_for_one_one_passes(budgets, set_budget, store):
+    await set_budget(1.0)
+    passed, failures = await reserve_many(budgets, 100, 1.0)
+    assert (len(passed), failures) == (1, {BudgetExceeded: 99})
+    budgets.settle(passed[0], 1.0)
+    await budgets.flush()
+    passed, failures = await reserve_many(budgets, 100, 1.0)
+    assert (len(passed), failures) == (0, {BudgetExceeded: 100})
+    assert await standing(store) == {("project", "web", "2026-11-23"): (NANO, 0)}
+
+
+async def test_several_gateways_at_once_never_overspend(make_budgets, set_budget, store):
+    await set_budget(1.0)
+    gateways = [make_budgets(f"gateway{number}") for number in range(4)]
+    results = await asyncio.gather(*(reserve_many(gateway, 100, 0.01) for gateway in gateways))
+    spent = 0.0
+    for gateway, (passed, failures) in zip(gateways, results, strict=True):
+        assert set(failures) <= {BudgetExceeded}
+        for reservation in passed:
+            gateway.settle(reservation, 0.01)
+            spent += 0.01
+        await gateway.flush(give_back=True)
+    assert 0.97 <= spent <= 1.0 + 1e-9  # a lease's rest may lie idle, none is spent twice
+    assert (await standing(store))["project", "web", "2026-11-23"] == (round(spent * NANO), 0)
+
+
+async def test_most_requests_cost_no_statement(budgets, set_budget, store):
+    await set_budget(100.0)
+    await reserve_many(budgets, 1, 0.001)
+    with statements(store) as seen:
+        passed, _ = await reserve_many(budgets, 1000, 0.001)
+    assert len(passed) == 1000
+    assert seen == []
+
+
+async def test_a_refusal_costs_no_statement(budgets, set_budget, store, clock):
+    await set_budget(0.5)
+    await reserve_many(budgets, 1, 1.0)
+    with statements(store) as seen:
+        _, failures = await reserve_many(budgets, 100, 1.0)
+    assert failures == {BudgetExceeded: 100}
+    assert seen == []
+    clock.forward(2)
+    with statements(store) as seen:
+        await reserve_many(budgets, 1, 1.0)
+    assert seen
+
+
+async def test_what_a_request_did_not_cost_is_there_again(budgets, set_budget):
+    await set_budget(1.0)
+    for _ in range(10):
+        reservation = await budgets.reserve(make_principal(), 0.9)
+        budgets.settle(reservation, 0.05)
+        budgets.settle(reservation, 0.05)  # settled once
+    await budgets.flush()
+    assert [state.spent_nano_usd for state in await budgets.states()] == [NANO // 2]
+
+
+async def test_what_a_request_cost_more_is_counted(budgets, set_budget, store, clock):
+    await set_budget(1.0)
+    reservation = await budgets.reserve(make_principal(), 0.1)
+    budgets.settle(reservation, 0.95)
+    await budgets.flush()
+    assert (await standing(store))["project", "web", "2026-11-23"][0] == round(0.95 * NANO)
+    passed, _ = await reserve_many(budgets, 1, 0.1)
+    assert passed == []
+
+
+async def test_every_level_counts_and_the_tightest_wins(budgets, set_budget, keys):
+    issued = await keys.create(KeySpec("web"))
+    await set_budget(100, "organisation", "acme", "month")
+    await set_budget(10, "project", "web")
+    await set_budget(2, "key", issued.key.key_id)
+    assert len((await reserve_many(budgets, 50, 1.0, make_principal(issued.key.key_id)))[0]) == 2
+    assert len((await reserve_many(budgets, 50, 1.0, make_principal("other")))[0]) == 8
+    assert len((await reserve_many(budgets, 5, 1.0, make_principal("x", "shop")))[0]) == 5
+    assert len((await reserve_many(budgets, 5, 1.0, make_principal("x", "shop", "else")))[0]) == 5
+
+
+async def test_a_refusal_by_one_level_holds_nothing_in_the_others(budgets, set_budget, keys, store):
+    await set_budget(100, "organisation", "acme")
+    await set_budget(0, "project", "web")
+    await reserve_many(budgets, 10, 1.0)
+    await budgets.flush(give_back=True)
+    assert all(leased == 0 for _, leased in (await standing(store)).values())
+
+
+async def test_test_keys_are_never_billed(budgets, set_budget):
+    await set_budget(0)
+    assert await budgets.reserve(make_principal(test=True), 1.0) is None
+
+
+async def test_a_request_without_an_estimate_reserves_the_floor(make_budgets, set_budget):
+    await set_budget(1.0)
+    passed, failures = await reserve_many(make_budgets(floor_usd=0.1), 100, 0.0)
+    assert (len(passed), failures) == (10, {BudgetExceeded: 90})
+
+
+async def test_a_new_day_is_a_new_budget(budgets, set_budget, store, clock, wall):
+    await set_budget(1.0)
+    await set_budget(1.5, period="month")
+    passed, _ = await reserve_many(budgets, 5, 1.0)
+    assert len(passed) == 1
+    wall.forward(DAY)
+    clock.forward(DAY)
+    budgets.settle(passed[0], 1.0)  # begun yesterday: yesterday's money
+    later, _ = await reserve_many(budgets, 5, 0.5)
+    assert len(later) == 1  # the month has 1.5
+    budgets.settle(later[0], 0.5)
+    await budgets.flush(give_back=True)
+    assert await standing(store) == {
+        ("project", "web", "2026-11-23"): (NANO, 0),
+        ("project", "web", "2026-11-24"): (NANO // 2, 0),
+        ("project", "web", "2026-11"): (NANO + NANO // 2, 0),
+    }
+
+
+async def test_a_budget_raised_counts_at_once(budgets, set_budget):
+    await set_budget(0.5)
+    assert (await reserve_many(budgets, 1, 1.0))[0] == []
+    await set_budget(5.0)
+    assert len((await reserve_many(budgets, 1, 1.0))[0]) == 1
+
+
+async def test_idle_leases_are_given_back(budgets, make_budgets, set_budget, store):
+    await set_budget(64.0)
+    reservation = await budgets.reserve(make_principal(), 0.5)
+    budgets.settle(reservation, 0.5)
+    for _ in range(2):
+        await budgets.flush()
+    assert (await standing(store))["project", "web", "2026-11-23"] == (NANO // 2, 0)
+    async with store.read() as connection:
+        assert (await connection.execute(sa.select(budget_leases))).all() == []
+    assert await make_budgets("other").reserve(make_principal(), 63.5) is not None
+
+
+async def test_a_gateway_that_died_has_spent_its_lease_until_the_ledger_knows(
+    make_budgets, set_budget, store, clock, wall
+):
+    await set_budget(10.0)
+    dead, alive = make_budgets("dead"), make_budgets("alive")
+    reservation = await dead.reserve(make_principal(), 4.0)
+    dead.settle(reservation, 4.0)  # never written: killed
+    assert (await reserve_many(alive, 1, 7.0))[0] == []
+    wall.forward(61)
+    clock.forward(61)
+    await alive.flush()
+    assert (await standing(store))["project", "web", "2026-11-23"] == (4 * NANO, 0)
+    values = {column.name: 0 for column in usage_records.c} | {
+        "usage_id": "01900000-0000-7000-8000-000000000000", "request_id": "r", "gateway_id": "dead", "key_id": "key",
+        "project": "web", "organisation": "acme", "model": "m", "version": "1", "dialect": "x", "operation": "infer",
+        "state": "completed", "error": None, "prices_version": "1", "test": False, "idempotency_key": None,
+        "received_at": int(wall() * 1e6), "cost_nano_usd": 3 * NANO,
+    }  # fmt: skip
+    async with store.write() as connection:
+        known = {column.name for column in usage_records.c}
+        await connection.execute(
+            sa.insert(usage_records).values({name: value for name, value in values.items() if name in known})
+        )
+    wall.forward(61)
+    clock.forward(61)
+    await alive.flush()
+    assert (await standing(store))["project", "web", "2026-11-23"] == (3 * NANO, 0)
+    assert len((await reserve_many(alive, 1, 7.0))[0]) == 1
+
+
+async def test_a_gateway_that_stood_still_too_long_starts_anew(make_budgets, set_budget, store, clock, wall):
+    await set_budget(10.0)
+    slow, other = make_budgets("slow"), make_budgets("other")
+    reservation = await slow.reserve(make_principal(), 4.0)
+    wall.forward(61)
+    clock.forward(61)
+    await other.flush()  # counts the lease as spent
+    slow.settle(reservation, 4.0)
+    await slow.flush()
+    assert (await standing(store))["project", "web", "2026-11-23"] == (4 * NANO, 0)
+    assert len((await reserve_many(slow, 10, 1.0))[0]) == 6
+
+
+async def test_start_and_stop_write_everything(budgets, set_budget, store):
+    await set_budget(1.0)
+    await budgets.start()
+    budgets.settle(await budgets.reserve(make_principal(), 0.5), 0.25)
+    await budgets.stop()
+    assert (await standing(store))["project", "web", "2026-11-23"] == (NANO // 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("window", "days"), [("2026-11-23", 1), ("2026-02", 28), ("2028-02", 29), ("2026-12", 31), ("2026-12-31", 1)]
+)
+def test_windows_have_their_length(window, days):
+    begin, end = window_bounds(window)
+    assert end - begin == days * DAY * 1_000_000
+
+
+@pytest.mark.database
+async def test_without_the_database_a_lease_lasts_and_then_nothing_passes(tmp_path, own_postgresql, clock, wall):
+    settings = Settings(data_dir=tmp_path, database_url=own_postgresql.create_database())
+    store = await Store.open(settings)
+    audit = Audit(store, settings)
+    await Keys(store, audit, settings).ensure_project("web", "acme")
+    policies = Policies(store, audit)
+    await policies.set_budget(Budget("project", "web", "day", 64 * NANO))
+    budgets = Budgets(store, policies, "gateway", clock=clock, wall_clock=wall)
+    try:
+        reservation = await budgets.reserve(make_principal(), 0.25)
+        own_postgresql.stop()
+        passed, failures = await reserve_many(budgets, 8, 0.25)
+        assert (len(passed), set(failures)) == (3, {Unavailable})
+        for held in (reservation, *passed):
+            budgets.settle(held, 0.25)
+        with pytest.raises(GatewayError):
+            await budgets.flush()
+        own_postgresql.start()
+        await budgets.flush()
+        assert (await standing(store))["project", "web", "2026-11-23"][0] == NANO
+    finally:
+        await store.close()
