@@ -67,6 +67,8 @@ class ClosedLoop:
         self._ring = ring
         self._index = start
         self._recording = Recording()
+        self.answered = 0
+        """2xx answers of the whole run, warm-up included."""
         self._outstanding = 0
         self._stop_ns = 0
         self._idle = asyncio.Event()
@@ -89,6 +91,7 @@ class ClosedLoop:
         payload, request = self._take()
 
         def done(exchange: Exchange) -> None:
+            self.answered += 200 <= exchange.status < 300
             outcome, fault = judge(self._workload, payload, exchange)
             self._recording.add(
                 exchange.sent_ns,

@@ -105,6 +105,8 @@ class OpenLoop:
         self._tenant = tenant
         self._throttle_s = throttle_s
         self._recording = Recording()
+        self.answered = 0
+        """2xx answers of the whole run, warm-up included."""
         self._outstanding = 0
         self._idle = asyncio.Event()
 
@@ -146,6 +148,7 @@ class OpenLoop:
         turn = time.monotonic_ns()
 
         def done(exchange: Exchange) -> None:
+            self.answered += 200 <= exchange.status < 300
             outcome, fault = judge(self._workload, payload, exchange)
             self._recording.add(
                 intended, turn, exchange.done_ns, outcome, max(0, exchange.status), len(exchange.body), number
@@ -167,7 +170,14 @@ class OpenLoop:
         return payload, self._client.encode(payload)
 
     def _conclude(
-        self, recording: Recording, duration_s: float, warmup_s: float, dropped: int, sending_s: float, cpu: float, wall: float
+        self,
+        recording: Recording,
+        duration_s: float,
+        warmup_s: float,
+        dropped: int,
+        sending_s: float,
+        cpu: float,
+        wall: float,
     ) -> OpenRun:
         lag = histogram_of(np.maximum(recording.lag_us(), 1))
         lags = {
@@ -178,8 +188,12 @@ class OpenLoop:
         offered = len(self._schedule) / duration_s
         span = max(sending_s, int(self._schedule[-1]) / 1e9 if len(self._schedule) else 0.0, 1e-9)
         issued = (len(self._schedule) - dropped) / max(span, duration_s * 0.5)
-        scheduled = len(self._schedule) / max(int(self._schedule[-1]) / 1e9, duration_s * 0.5) if len(self._schedule) else 0.0
-        reasons = _reasons(len(recording), dropped, lags["p99"], self._max_lag_ms, issued, scheduled, cpu / max(wall, 1e-9))
+        scheduled = (
+            len(self._schedule) / max(int(self._schedule[-1]) / 1e9, duration_s * 0.5) if len(self._schedule) else 0.0
+        )
+        reasons = _reasons(
+            len(recording), dropped, lags["p99"], self._max_lag_ms, issued, scheduled, cpu / max(wall, 1e-9)
+        )
         return OpenRun(
             offered, issued, max(1e-9, duration_s - warmup_s), recording, dropped, lags, cpu, wall, tuple(reasons)
         )  # fmt: skip

@@ -68,6 +68,13 @@ class Stack:
         """Process id of ``tidegate up``; its children are the parts."""
         return self._process.pid if self._process else 0
 
+    @property
+    def data_dir(self) -> Path:
+        """The gateway's data folder. Raises :class:`StackError` before the start."""
+        if self._folder is None:
+            raise StackError("the stack has not been started")
+        return self._folder / "data"
+
     def start(self) -> None:
         """Start and wait until everything is ready."""
         self._folder = Path(tempfile.mkdtemp(prefix="tidegate-bench-"))

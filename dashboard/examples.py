@@ -11,6 +11,9 @@ SAMPLES = Path(__file__).parent / "samples"
 CHECKOUT_FOLDER = "dashboard/samples"
 """Where a checkout has the same pictures; stands in the curl and Python lines."""
 
+FIRST_CHOICES = ("imagenet", "digits", "sentiment", "topics-zh", "translate-zh-en", "translate-en-fr", "embeddings")
+"""Models in the order in which the pages offer them; all others follow by name."""
+
 PHOTOS = {"Cat": "cat.jpg", "Coffee": "coffee.jpg", "Rocket": "rocket.jpg", "Astronaut": "astronaut.jpg"}
 DIGITS = {str(digit): f"digit-{digit}.png" for digit in range(10)}
 

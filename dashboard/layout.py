@@ -10,7 +10,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import charts, session
+from dashboard import charts, examples, session
 from dashboard.client import Answer, GatewayFailure, Metering, Model
 from dashboard.highlight import headline, literal, marked
 from dashboard.snippets import KEY_VARIABLE, Snippet
@@ -20,6 +20,10 @@ P = ParamSpec("P")
 
 _ENTRY = "key_entry"
 _NOTICE = "key_notice"
+_ESTIMATE = (
+    "Estimated from the compute time of recent requests; the ledger settles what was measured. "
+    "The first requests of a model have nothing to be estimated from yet."
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -121,14 +125,20 @@ def choose_model(task: str, *, name: str) -> Model | None:
     if not serving:
         st.info("None of the models that this key may use serves this task.", icon=":material/inbox:")
         return None
-    by_name = {model.name: model for model in serving}
+    by_name = {model.name: model for model in sorted(serving, key=_preference)}
     chosen = st.selectbox(
         "Model", list(by_name), format_func=lambda item: f"{item} · {by_name[item].title}", key=f"{name}.model"
     )
-    model = by_name[chosen or serving[0].name]
+    model = by_name[chosen or next(iter(by_name))]
     if not model.ready:
         st.warning(literal(f"{model.name} is not ready; it may not answer yet."), icon=":material/schedule:")
     return model
+
+
+def _preference(model: Model) -> tuple[bool, int, str]:
+    """Place in the list: what most visitors try first, then by name."""
+    first = model.name in examples.FIRST_CHOICES
+    return (not first, examples.FIRST_CHOICES.index(model.name) if first else 0, model.name)
 
 
 def example_pills(name: str, examples: list[str], fill: Callable[[str], None]) -> None:
@@ -180,15 +190,15 @@ def metering(shown: Shown[T]) -> None:
 def _numbers(measured: Metering) -> None:
     boxes = st.columns(4, gap="small")
     boxes[0].metric("Time", milliseconds(measured.elapsed_ms), help="From sending the request to the last byte.")
-    boxes[1].metric(
-        "Compute", milliseconds(measured.compute_ms), help="Triton's compute time for this request, estimated from "
-        "recent statistics; the ledger settles the measured one."
-    )  # fmt: skip
+    # A model's first requests have no statistics to be estimated from: that is unknown, not free.
+    known = bool(measured.compute_ms)
+    boxes[1].metric("Compute", milliseconds(measured.compute_ms) if known else "–", help=_ESTIMATE)
     if measured.pixels:
         boxes[2].metric("Pixels", f"{measured.pixels:,}")
     else:
         boxes[2].metric("Tokens", f"{measured.tokens:,}")
-    boxes[3].metric("Cost", dollars(measured.cost_usd), help=f"USD for this request. Usage record {measured.usage_id}.")
+    cost = dollars(measured.cost_usd) if known else "–"
+    boxes[3].metric("Cost", cost, help=f"{_ESTIMATE} USD for this request, in usage record {measured.usage_id}.")
 
 
 def _snippet(snippet: Snippet) -> None:

@@ -273,8 +273,12 @@ def read_card(folder: Path) -> ModelCard:
     path = folder / "model.yaml"
     try:
         recipe = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        raise CatalogError(f"{path}: {error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise CatalogError(f"{path}: {where}: {problem['msg']}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CatalogError(f"{path}: {' '.join(str(error).split())}") from error
     if recipe.name != folder.name:
         raise CatalogError(f"{path}: name is {recipe.name!r}, but the folder is {folder.name!r}")
     return ModelCard(folder, recipe, _read_evidence(folder / "card.json"))

@@ -13,6 +13,7 @@ from gateway.errors import ClientClosed, Forbidden, GatewayError, Internal, NotF
 from gateway.settings import Settings
 from gateway.tasks import create_task, task_names
 from gateway.tasks.base import Task
+from gateway.tasks.text import Tokenizers
 from gateway.telemetry.metrics import Metrics
 from gateway.triton.coalescer import Coalescer
 from gateway.triton.pool import Pool
@@ -80,6 +81,7 @@ class Pipeline:
         self._ledger = ledger
         self._executor = executor
         self._tasks: dict[tuple[str, str], Task] = {}
+        self._tokenizers = Tokenizers()
 
     # --- who and what
 
@@ -196,7 +198,7 @@ class Pipeline:
         """The task called ``task_name`` on ``card``'s model, made once. Raises ``NotFound``."""
         task = self._tasks.get((card.name, task_name))
         if task is None:
-            task = self._tasks[card.name, task_name] = create_task(card, task_name, self.settings)
+            task = self._tasks[card.name, task_name] = create_task(card, task_name, self.settings, self._tokenizers)
         return task
 
     def prepare(self) -> None:

@@ -104,7 +104,7 @@ class Settings(BaseSettings):
 
     # --- ledger
     database_url: SecretStr | None = Field(
-        None, description="SQLAlchemy URL; default: SQLite in data_dir. PostgreSQL: postgresql+asyncpg://…"
+        None, description="SQLAlchemy URL; default: SQLite in data_dir. PostgreSQL: postgresql+asyncpg://host/name."
     )
     redis_url: SecretStr | None = Field(
         None, description="Redis or Valkey for limits shared between gateways; default: local limits."

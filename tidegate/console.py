@@ -39,8 +39,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def progress() -> Progress:
-    """A progress bar on stderr: description, bar, count, time."""
+    """A progress bar on stderr that goes when it is done: description, bar, count, time."""
     return Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         console=err,
+        transient=True,
     )  # fmt: skip

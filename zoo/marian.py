@@ -20,6 +20,9 @@ from torch.nn import functional
 from zoo.architectures.translation import BANNED, Translation, Translator
 from zoo.errors import SourceError
 
+TOLERANCE = 1e-3
+"""Of a logit, against the checkpoint run by ``transformers``."""
+
 ACTIVATIONS = ("swish", "silu", "relu", "gelu")
 
 
@@ -217,11 +220,13 @@ def from_transformers(source: Any, *, unknown: int) -> Translator:
     """A :class:`Translator` with the weights of a ``transformers.MarianMTModel``.
 
     Beams, length penalty and longest output are those of the checkpoint's generation settings;
-    ``unknown`` is the tokenizer's id of what it does not know, which is never written.
+    ``unknown`` is the tokenizer's id of what it does not know, which is never written. Raises
+    :class:`SourceError` if it does not compute what the source computes.
     """
     config, generation = source.config, source.generation_config
-    model = Marian(config)
+    model = Marian(config).eval()
     model.load_state_dict(_state(source))
+    _check_equal(source, model)
     translator = Translator(
         cast(Translation, model),  # the same interface
         beams=generation.num_beams or 4,
@@ -243,3 +248,17 @@ def _state(source: Any) -> dict[str, Tensor]:
         for name, value in state.items()
         if name != "lm_head.weight" and not name.endswith(("embed_tokens.weight", "embed_positions.weight"))
     }
+
+
+def _check_equal(source: Any, model: Marian) -> None:
+    """Teacher-forced logits of both on ids that are all different, one row of them padded."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, model.target_size, (2, 12), generator=generator)
+    targets = torch.randint(0, model.target_size, (2, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    with torch.inference_mode():
+        expected = source(input_ids=ids, attention_mask=mask, decoder_input_ids=targets).logits
+        error = float((model(ids, mask, targets) - expected).abs().max())
+    if not error <= TOLERANCE:
+        raise SourceError(f"this MarianMT variant is not supported: logits differ by {error:.3g} from transformers'")

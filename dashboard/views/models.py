@@ -35,11 +35,11 @@ def overview(models: list[Model]) -> pd.DataFrame:
                 "ready": model.ready,
                 "model": model.name,
                 "task": model.card.get("task") or "raw tensors",
-                "architecture": model.card.get("architecture"),
                 "format": _format(model.card),
                 "score": score_of(model),
                 "size": _megabytes(model.card),
                 "licence": model.card.get("licence"),
+                "architecture": model.card.get("architecture"),
             }
             for model in models
         ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import streamlit as st
 
 from dashboard import charts, examples, layout, session, snippets
 from dashboard.client import Model
+from dashboard.highlight import facts
 
 NAME = "similarity"
 MAX_SENTENCES = 12
@@ -28,10 +28,7 @@ def show(sentences: list[str], vectors: npt.NDArray[np.float32]) -> None:
     """The matrix, and the pair of different sentences that are closest."""
     cosines = vectors @ vectors.T
     st.altair_chart(charts.similarity_matrix(sentences, cosines), alt="Cosine similarity of each pair of sentences")
-    st.dataframe(
-        pd.DataFrame({"#": range(1, len(sentences) + 1), "sentence": sentences}), hide_index=True,
-        column_config={"#": st.column_config.NumberColumn(width=40)},
-    )  # fmt: skip
+    st.html(facts({str(number): sentence for number, sentence in enumerate(sentences, 1)}))
     if len(sentences) > 1:
         row, column = divmod(int(np.argmax(cosines - 2 * np.eye(len(sentences)))), len(sentences))
         st.markdown(f"Closest: **{row + 1}** and **{column + 1}**, cosine {cosines[row, column]:.3f}.")

@@ -38,6 +38,8 @@ from gateway.store.database import Store
 from gateway.store.files import append_private, create_private, private_directory
 from gateway.store.tables import audit_checkpoints, audit_records
 
+log = structlog.get_logger(__name__)
+
 _APPEND_LOCK = 0x7469_6465_6175_6469  # "tideaudi": one writer of the chain over all gateways
 _PAGE = 1000
 
@@ -209,7 +211,7 @@ class Audit:
         except Unavailable as error:
             # The change is committed and signed in the store; the next one is refused until the
             # anchor can be written again.
-            structlog.get_logger("tidegate.audit").error("audit_anchor_failed", error=str(error.__cause__))
+            log.error("audit_anchor_failed", error=str(error.__cause__))
 
     async def _anchor(self) -> None:
         """Write what the anchor file lacks. Raises ``Unavailable``."""

@@ -32,6 +32,8 @@ from gateway.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
 from gateway.settings import Settings
 from gateway.types import Call, Principal
 
+log = structlog.get_logger(__name__)
+
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Value = TypeVar("_Value")
 
@@ -280,7 +282,7 @@ class Authenticator:
             if touch:
                 await self._touch()
         except Unavailable as error:
-            structlog.get_logger("tidegate.access").warning("authenticator_flush_failed", error=error.code)
+            log.warning("authenticator_flush_failed", error=error.code)
 
     async def _touch(self) -> None:
         now = self._wall_clock()

@@ -21,12 +21,14 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.access.policy import NANO, Budget, Policies
+from gateway.access.policy import PICO, Budget, Policies
 from gateway.errors import BudgetExceeded, Unavailable
 from gateway.store.budgets import BudgetKey, add, billed, ensure_window, matches, window_row
 from gateway.store.database import Store
 from gateway.store.tables import budget_leases
 from gateway.types import Principal
+
+log = structlog.get_logger(__name__)
 
 _FLUSH_S = 1.0
 _LEASE_S = 60.0
@@ -39,7 +41,7 @@ _LEASE_PARTS = 64
 
 @dataclass(slots=True)
 class _Account:
-    """This gateway's lease of one budget in one window. All amounts in nano-USD."""
+    """This gateway's lease of one budget in one window. All amounts in pico-USD."""
 
     budget: Budget
     window: str
@@ -62,7 +64,7 @@ class _Account:
 class Reservation:
     """An amount held in every budget that applies; settled once."""
 
-    amount_nano_usd: int
+    amount_pico_usd: int
     accounts: list[_Account]
     settled: bool = False
 
@@ -73,8 +75,8 @@ class BudgetState:
 
     budget: Budget
     window: str
-    spent_nano_usd: int
-    leased_nano_usd: int
+    spent_pico_usd: int
+    leased_pico_usd: int
 
 
 class Budgets:
@@ -96,7 +98,7 @@ class Budgets:
         self._gateway_id = gateway_id[:64]
         self._clock = clock
         self._wall_clock = wall_clock
-        self._floor = max(1, round(floor_usd * NANO))
+        self._floor = max(1, round(floor_usd * PICO))
         self._accounts: dict[BudgetKey, _Account] = {}
         self._closing: list[_Account] = []
         self._recounts: list[tuple[float, BudgetKey, str, int]] = []
@@ -131,7 +133,7 @@ class Budgets:
         """
         if not self.applies(principal):
             return None
-        amount = max(self._floor, math.ceil(cost_usd * NANO))
+        amount = max(self._floor, math.ceil(cost_usd * PICO))
         reservation = Reservation(amount, [])
         try:
             for subject in _subjects(principal):
@@ -148,10 +150,10 @@ class Budgets:
         if reservation.settled:
             return
         reservation.settled = True
-        spent = max(0, math.ceil(cost_usd * NANO))
+        spent = max(0, math.ceil(cost_usd * PICO))
         for account in reservation.accounts:
-            account.reserved -= reservation.amount_nano_usd
-            account.available += reservation.amount_nano_usd - spent
+            account.reserved -= reservation.amount_pico_usd
+            account.available += reservation.amount_pico_usd - spent
             account.spent += spent
 
     async def states(self, subjects: list[tuple[str, str]] | None = None) -> list[BudgetState]:
@@ -211,7 +213,7 @@ class Budgets:
         """Lease enough for ``amount``. Raises ``BudgetExceeded``."""
         if self._clock() < account.refused_until:
             raise self._exceeded(account)
-        limit = account.budget.limit_nano_usd
+        limit = account.budget.limit_pico_usd
         missing = amount - account.available
         async with self._store.write() as connection:
             await ensure_window(connection, self._store.kind, account.key, account.window)
@@ -268,7 +270,7 @@ class Budgets:
         changed = await connection.execute(
             sa.update(table)
             .where(*self._lease_of(account))
-            .values(leased_nano_usd=table.c.leased_nano_usd + amount, expires_at=expires_at)
+            .values(leased_pico_usd=table.c.leased_pico_usd + amount, expires_at=expires_at)
         )
         if changed.rowcount or must_exist:
             return bool(changed.rowcount)
@@ -280,7 +282,7 @@ class Budgets:
                 name=name,
                 period=period,
                 window=account.window,
-                leased_nano_usd=amount,
+                leased_pico_usd=amount,
                 expires_at=expires_at,
             )
         )
@@ -302,7 +304,7 @@ class Budgets:
         async with self._store.write() as connection:
             query = sa.select(table).where(table.c.expires_at < now).with_for_update()
             for row in (await connection.execute(query)).all():
-                key, amount = (row.level, row.name, row.period), row.leased_nano_usd
+                key, amount = (row.level, row.name, row.period), row.leased_pico_usd
                 await add(connection, key, row.window, spent=amount, leased=-amount)
                 await connection.execute(
                     sa.delete(table).where(table.c.gateway_id == row.gateway_id, *matches(table, key, row.window))
@@ -328,7 +330,7 @@ class Budgets:
             try:
                 await self.flush()
             except Unavailable:
-                structlog.get_logger("tidegate.access").warning("budgets_not_written")
+                log.warning("budgets_not_written")
 
     def _window(self, period: str) -> str:
         day = dt.datetime.fromtimestamp(self._wall_clock(), dt.timezone.utc).strftime("%Y-%m-%d")

@@ -23,6 +23,8 @@ from gateway.errors import Unavailable
 from gateway.settings import Settings
 from gateway.types import SCOPES, Principal
 
+log = structlog.get_logger(__name__)
+
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Asymmetric only: never ``none``, never HMAC with a public key as its secret."""
 
@@ -61,18 +63,29 @@ class KeySetCache:
         self.fetches = 0
         """Fetches of the key set."""
 
-    async def key(self, key_id: str) -> jwt.PyJWK | None:
-        """Return the key of this id. Raises ``Unavailable`` if no key set was ever fetched."""
+    async def key(self, key_id: str | None) -> jwt.PyJWK | None:
+        """Return the key of this id; of a provider with one key, that. Raises ``Unavailable``."""
+        key = self._known(key_id)
+        if key is None:
+            await self.renew()
+            if self._set is None:
+                raise Unavailable("Tokens cannot be checked at the moment.", retry_after_s=5.0)
+            return self._known(key_id)
         now = self._clock()
-        known = self._set
-        if known is not None and key_id in known.keys:
-            if now - known.fetched_at > _REFRESH_S and now - self._tried_at > _RETRY_S:
-                self._fetch()  # in the background: the key at hand still counts
-            return known.keys[key_id]
-        if self._flight is not None or now - self._tried_at > _RETRY_S:
+        if self._set is not None and now - self._set.fetched_at > _REFRESH_S and now - self._tried_at > _RETRY_S:
+            self._fetch()  # in the background: the key at hand still counts
+        return key
+
+    async def renew(self) -> None:
+        """Fetch the keys again, unless that was done a moment ago."""
+        if self._flight is not None or self._clock() - self._tried_at > _RETRY_S:
             await asyncio.shield(self._flight or self._fetch())
+
+    def _known(self, key_id: str | None) -> jwt.PyJWK | None:
         if self._set is None:
-            raise Unavailable("Tokens cannot be checked at the moment.", retry_after_s=5.0)
+            return None
+        if key_id is None:
+            return next(iter(self._set.keys.values())) if len(self._set.keys) == 1 else None
         return self._set.keys.get(key_id)
 
     def _fetch(self) -> asyncio.Task[None]:
@@ -96,7 +109,7 @@ class KeySetCache:
                 self._jwks_url = str(document["jwks_uri"])
             keys = _signing_keys(await asyncio.to_thread(self._read, self._jwks_url))
         except (OSError, ValueError, KeyError, jwt.PyJWTError) as error:
-            structlog.get_logger("tidegate.access").warning("oidc_keys_not_fetched", error=type(error).__name__)
+            log.warning("oidc_keys_not_fetched", error=type(error).__name__)
             return
         self._set = _KeySet(keys, self._clock())
 
@@ -133,25 +146,38 @@ class TokenVerifier:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError:
             return None
-        key_id = header.get("kid", "")
-        if header.get("alg") not in ALGORITHMS or not isinstance(key_id, str):
+        key_id = header.get("kid")
+        if header.get("alg") not in ALGORITHMS or not (key_id is None or isinstance(key_id, str)):
             return None
         key = await self.key_sets.key(key_id)
-        if key is None:
-            return None
         try:
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=[name for name in ALGORITHMS if name == header["alg"]],
-                audience=self._audience,
-                issuer=self._issuer,
-                leeway=_LEEWAY_S,
-                options={"require": ["exp", "iss", "aud", "sub"]},
-            )
+            claims = self._decode(token, header["alg"], key)
+        except jwt.InvalidSignatureError:
+            await self.key_sets.renew()  # rotated under the same name, or under none
+            newer = await self.key_sets.key(key_id)
+            if newer is key:
+                return None
+            try:
+                claims = self._decode(token, header["alg"], newer)
+            except (jwt.PyJWTError, ValueError, TypeError):
+                return None
         except (jwt.PyJWTError, ValueError, TypeError):
             return None
         return await self._map(claims)
+
+    def _decode(self, token: str, algorithm: str, key: jwt.PyJWK | None) -> dict[str, Any]:
+        if key is None:
+            raise jwt.InvalidKeyError("no such key")
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=[algorithm],
+            audience=self._audience,
+            issuer=self._issuer,
+            leeway=_LEEWAY_S,
+            options={"require": ["exp", "iss", "aud", "sub"]},
+        )
+        return claims
 
     async def _map(self, claims: dict[str, Any]) -> Verified | None:
         project = claims.get(self._project_claim, self._default_project)

@@ -22,11 +22,13 @@ from gateway.errors import Invalid, NotFound, Unavailable
 from gateway.store.database import Store
 from gateway.store.tables import api_keys, budgets, limit_rules, organisations, projects, revisions, tiers
 
+log = structlog.get_logger(__name__)
+
 Period = Literal["day", "month"]
 BudgetLevel = Literal["key", "project", "organisation"]
 
-NANO = 1_000_000_000
-_MAX_BUDGET_NANO = 10**18
+PICO = 10**12
+_MAX_BUDGET = 10**18
 _SUBJECT = "policy"
 
 
@@ -37,7 +39,7 @@ class Budget:
     level: BudgetLevel
     name: str
     period: Period
-    limit_nano_usd: int
+    limit_pico_usd: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -120,12 +122,12 @@ class Policies:
 
     async def set_budget(self, budget: Budget, actor: Actor = SYSTEM) -> None:
         """Set what may be spent in a period. Raises ``Invalid``, ``NotFound``."""
-        if not 0 <= budget.limit_nano_usd <= _MAX_BUDGET_NANO:
-            raise Invalid("limit_usd must be between 0 and 1,000,000,000.", param="limit_usd")
+        if not 0 <= budget.limit_pico_usd <= _MAX_BUDGET:
+            raise Invalid("limit_usd must be between 0 and 1,000,000.", param="limit_usd")
         await self._check_subject(budget.level, budget.name)
         key = {"level": budget.level, "name": budget.name, "period": budget.period}
-        await self._set(budgets, key, {"limit_nano_usd": budget.limit_nano_usd}, actor, "budget.set",
-                        "/".join(key.values()), {"limit_nano_usd": budget.limit_nano_usd})  # fmt: skip
+        await self._set(budgets, key, {"limit_pico_usd": budget.limit_pico_usd}, actor, "budget.set",
+                        "/".join(key.values()), {"limit_pico_usd": budget.limit_pico_usd})  # fmt: skip
 
     async def remove_budget(self, level: BudgetLevel, name: str, period: Period, actor: Actor = SYSTEM) -> None:
         """Remove a budget. Raises ``NotFound``."""
@@ -177,7 +179,7 @@ class Policies:
             except Unavailable:
                 continue  # what is known goes on to hold
             except (ValidationError, ValueError) as error:
-                structlog.get_logger("tidegate.access").error("policy_unreadable", error=type(error).__name__)
+                log.error("policy_unreadable", error=type(error).__name__)
 
 
 async def _revision(connection: AsyncConnection) -> int:
@@ -202,7 +204,7 @@ async def _read(connection: AsyncConnection, revision: int) -> Policy:
     rule_rows = (await connection.execute(sa.select(limit_rules))).all()
     found: dict[tuple[str, str], tuple[Budget, ...]] = {}
     for row in (await connection.execute(sa.select(budgets).order_by(budgets.c.period))).all():
-        budget = Budget(row.level, row.name, row.period, row.limit_nano_usd)
+        budget = Budget(row.level, row.name, row.period, row.limit_pico_usd)
         found[row.level, row.name] = (*found.get((row.level, row.name), ()), budget)
     return Policy(
         revision,

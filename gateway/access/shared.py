@@ -21,6 +21,8 @@ from redis.exceptions import RedisError
 from gateway.access.limits import Cap, Gate, Rate, Verdict
 from gateway.types import Units
 
+log = structlog.get_logger(__name__)
+
 PREFIX = "{tidegate}:"
 """The braces keep all keys in one slot of a cluster, as a script needs them."""
 
@@ -170,7 +172,7 @@ class SharedLimiter:
         if self._failures >= _FAILURES_TO_PAUSE:
             self._paused_until = self._clock() + _PAUSE_S
             if self._failures == _FAILURES_TO_PAUSE:
-                structlog.get_logger("tidegate.access").warning("limits_fall_back_to_local", error=type(error).__name__)
+                log.warning("limits_fall_back_to_local", error=type(error).__name__)
 
     async def _beat(self) -> None:
         try:

@@ -22,6 +22,8 @@ from gateway.access.key import OPERATOR
 from gateway.errors import Forbidden, GatewayError, Internal, Malformed, NotFound, TooLarge
 from gateway.types import Call, Principal
 
+log = structlog.get_logger(__name__)
+
 AsgiScope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -69,7 +71,7 @@ class Guard:
                 raise
             await _send_problem(send_with_id, error, call.request_id)
         except Exception:
-            structlog.get_logger("tidegate.admin").exception("admin_request_failed", request_id=call.request_id)
+            log.exception("admin_request_failed", request_id=call.request_id)
             if started:  # answered by the application's own handler
                 return
             await _send_problem(send_with_id, Internal("Internal error."), call.request_id)

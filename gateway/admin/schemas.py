@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from gateway.access.budgets import BudgetState
 from gateway.access.chain import AuditRecord
 from gateway.access.key import IssuedKey, Key
-from gateway.access.policy import NANO
+from gateway.access.policy import PICO
 
 
 class _Body(BaseModel):
@@ -65,7 +65,7 @@ class NewProject(_Body):
 class NewBudget(_Body):
     """What may be spent in the period."""
 
-    limit_usd: Decimal = Field(ge=0, le=1_000_000_000, decimal_places=9)
+    limit_usd: Decimal = Field(ge=0, le=1_000_000, decimal_places=12)
 
 
 def show_key(key: Key, now: float) -> dict[str, Any]:
@@ -110,9 +110,9 @@ def show_budget(state: BudgetState) -> dict[str, Any]:
         "name": budget.name,
         "period": budget.period,
         "window": state.window,
-        "limit_usd": usd(budget.limit_nano_usd),
-        "spent_usd": usd(state.spent_nano_usd),
-        "held_usd": usd(state.leased_nano_usd),
+        "limit_usd": usd(budget.limit_pico_usd),
+        "spent_usd": usd(state.spent_pico_usd),
+        "held_usd": usd(state.leased_pico_usd),
     }
 
 
@@ -132,9 +132,9 @@ def show_record(record: AuditRecord) -> dict[str, Any]:
     }
 
 
-def usd(nano: int) -> str:
-    """Write nano-USD as USD."""
-    return f"{Decimal(nano) / NANO:f}"
+def usd(pico: int) -> str:
+    """Write pico-USD as USD."""
+    return f"{Decimal(pico) / PICO:f}"
 
 
 def instant(seconds: float | None) -> str | None:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from gateway.access.budgets import Budgets
 from gateway.access.keys import Keys
 from gateway.access.limits import Level, Limits
-from gateway.access.policy import NANO, Budget, BudgetLevel, Period, Policies
+from gateway.access.policy import PICO, Budget, BudgetLevel, Period, Policies
 from gateway.access.tenants import Tenants
 from gateway.admin.caller import By, Caller, operator_only
 from gateway.admin.guard import reach
@@ -152,7 +152,7 @@ def create_policy_router(policies: Policies, budgets: Budgets, keys: Keys, tenan
         level: BudgetLevel, name: str, period: Period, body: NewBudget, principal: Caller, actor: By
     ) -> dict[str, Any]:
         await subjects.check(principal, level, name)
-        await policies.set_budget(Budget(level, name, period, int(body.limit_usd * NANO)), actor)
+        await policies.set_budget(Budget(level, name, period, int(body.limit_usd * PICO)), actor)
         states = await budgets.states([(level, name)])
         return next(show_budget(state) for state in states if state.budget.period == period)
 

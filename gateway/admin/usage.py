@@ -74,9 +74,9 @@ def _day(name: str, value: str | None, today: dt.date) -> dt.date | None:
 
 def _render(rows: list[dict[str, Any]], form: str, name: str) -> Response:
     if form == "json":
-        return JSONResponse({"usage": to_json(rows)}, headers={"Cache-Control": "no-store"})
+        return JSONResponse({"usage": to_json(rows)})
     body, media_type = (to_csv(rows).encode(), "text/csv; charset=utf-8")
     if form == "parquet":
         body, media_type = to_parquet(rows), "application/vnd.apache.parquet"
-    headers = {"Content-Disposition": f'attachment; filename="{name}.{form}"', "Cache-Control": "no-store"}
+    headers = {"Content-Disposition": f'attachment; filename="{name}.{form}"'}
     return Response(body, media_type=media_type, headers=headers)

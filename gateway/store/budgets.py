@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as dt
-
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.store.tables import budget_windows, usage_records
+from gateway.store.tables import budget_windows, usage_daily
 
 BudgetKey = tuple[str, str, str]
 """Level, name and period of a budget."""
@@ -23,8 +21,8 @@ def matches(table: sa.Table, key: BudgetKey, window: str) -> list[sa.ColumnEleme
 async def window_row(
     connection: AsyncConnection, key: BudgetKey, window: str, *, lock: bool = False
 ) -> tuple[int, int] | None:
-    """Return what is spent and leased in a window (nano-USD), or None; ``lock`` keeps others off it."""
-    query = sa.select(budget_windows.c.spent_nano_usd, budget_windows.c.leased_nano_usd).where(
+    """Return what is spent and leased in a window (pico-USD), or None; ``lock`` keeps others off it."""
+    query = sa.select(budget_windows.c.spent_pico_usd, budget_windows.c.leased_pico_usd).where(
         *matches(budget_windows, key, window)
     )
     row = (await connection.execute(query.with_for_update() if lock else query)).first()
@@ -37,41 +35,29 @@ async def ensure_window(connection: AsyncConnection, kind: str, key: BudgetKey, 
     level, name, period = key
     await connection.execute(
         insert(budget_windows)
-        .values(level=level, name=name, period=period, window=window, spent_nano_usd=0, leased_nano_usd=0)
+        .values(level=level, name=name, period=period, window=window, spent_pico_usd=0, leased_pico_usd=0)
         .on_conflict_do_nothing()
     )
 
 
 async def add(connection: AsyncConnection, key: BudgetKey, window: str, *, spent: int = 0, leased: int = 0) -> None:
-    """Change what is spent and leased in a window by so many nano-USD."""
+    """Change what is spent and leased in a window by so many pico-USD."""
     table = budget_windows
     await connection.execute(
         sa.update(table)
         .where(*matches(table, key, window))
-        .values(spent_nano_usd=table.c.spent_nano_usd + spent, leased_nano_usd=table.c.leased_nano_usd + leased)
+        .values(spent_pico_usd=table.c.spent_pico_usd + spent, leased_pico_usd=table.c.leased_pico_usd + leased)
     )
 
 
 async def billed(connection: AsyncConnection, key: BudgetKey, window: str) -> int:
-    """Sum what the ledger has billed in a window."""
+    """Sum what the ledger has billed in a window, in pico-USD."""
     level, name, _period = key
-    begin, end = window_bounds(window)
-    column = {"key": usage_records.c.key_id, "project": usage_records.c.project}.get(
-        level, usage_records.c.organisation
-    )
-    total = sa.select(sa.func.coalesce(sa.func.sum(usage_records.c.cost_nano_usd), 0)).where(
+    table = usage_daily
+    column = {"key": table.c.key_id, "project": table.c.project}.get(level, table.c.organisation)
+    total = sa.select(sa.func.coalesce(sa.func.sum(table.c.billed_pico_usd), 0)).where(
         column == name,
-        usage_records.c.received_at >= begin,
-        usage_records.c.received_at < end,
-        usage_records.c.test.is_(False),
+        table.c.day >= window,  # a month's name sorts before its days
+        table.c.day <= f"{window}-99",
     )
     return int((await connection.execute(total)).scalar_one())
-
-
-def window_bounds(window: str) -> tuple[int, int]:
-    """Return a window's first instant and the first after it, in microseconds since the epoch."""
-    daily = len(window) == len("2026-11-23")
-    begin = dt.datetime.strptime(window if daily else f"{window}-01", "%Y-%m-%d").replace(tzinfo=dt.timezone.utc)
-    following = begin + dt.timedelta(days=1 if daily else 32)
-    end = following if daily else following.replace(day=1)
-    return int(begin.timestamp()) * 1_000_000, int(end.timestamp()) * 1_000_000

@@ -1,7 +1,7 @@
 """Every table of the store, for SQLite and PostgreSQL alike.
 
 Conventions: instants are integers, microseconds since the epoch, UTC (``*_at``); durations are
-nanoseconds (``*_ns``); money is an integer of nano-USD (10⁻⁹ USD, ``*_nano_usd``), so that sums are
+nanoseconds (``*_ns``); money is an integer of pico-USD (10⁻¹² USD, ``*_pico_usd``), so that sums are
 exact on both databases. A change here needs a migration in ``gateway/store/migrations/versions``;
 a test compares the two.
 """
@@ -124,7 +124,7 @@ budgets = Table(
     Column("level", String(16), primary_key=True),  # organisation, project, key
     Column("name", String(64), primary_key=True),
     Column("period", String(8), primary_key=True),  # day, month (UTC)
-    Column("limit_nano_usd", BigInteger, nullable=False),
+    Column("limit_pico_usd", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )
 
@@ -135,8 +135,8 @@ budget_windows = Table(
     Column("name", String(64), primary_key=True),
     Column("period", String(8), primary_key=True),
     Column("window", String(10), primary_key=True),  # 2026-11-23 or 2026-11
-    Column("spent_nano_usd", BigInteger, nullable=False),
-    Column("leased_nano_usd", BigInteger, nullable=False),  # handed to gateways, not spent yet
+    Column("spent_pico_usd", BigInteger, nullable=False),
+    Column("leased_pico_usd", BigInteger, nullable=False),  # handed to gateways, not spent yet
 )
 
 budget_leases = Table(
@@ -147,7 +147,7 @@ budget_leases = Table(
     Column("name", String(64), primary_key=True),
     Column("period", String(8), primary_key=True),
     Column("window", String(10), primary_key=True),
-    Column("leased_nano_usd", BigInteger, nullable=False),
+    Column("leased_pico_usd", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False, index=True),
 )
 
@@ -208,7 +208,7 @@ usage_records = Table(
     Column("queue_ns", BigInteger, nullable=False),
     Column("compute_ns", BigInteger, nullable=False),
     Column("cache_hits", BigInteger, nullable=False),
-    # Pico-USD (10⁻¹²): a small inference costs less than a nano-USD.
+    # Pico-USD (10⁻¹²): a small inference costs less than a pico-USD.
     Column("cost_pico_usd", BigInteger, nullable=False),  # of the compute time
     Column("billed_pico_usd", BigInteger, nullable=False),  # 0 for test keys and for all but completed calls
     Column("basis", String(16), nullable=False),  # none, estimate, measured

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gateway.catalog import ModelCard
 from gateway.errors import NotFound
 from gateway.settings import Settings
@@ -28,10 +30,15 @@ TASKS: tuple[type[Task], ...] = (
 )
 """Every task; of those that a card can serve its own comes first."""
 
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    own: tuple(task.name for task in TASKS if own in task.serves)
+    for own in frozenset().union(*(t.serves for t in TASKS))
+}
+
 
 def task_names(card: ModelCard) -> tuple[str, ...]:
     """Tasks that ``card``'s model serves, its own first; empty for a model that is served raw."""
-    return tuple(task.name for task in TASKS if card.recipe.task in task.serves)
+    return _NAMES[card.recipe.task] if card.recipe.task is not None else ()
 
 
 def create_task(card: ModelCard, name: str, settings: Settings, tokenizers: Tokenizers | None = None) -> Task:

@@ -54,7 +54,7 @@ def best_labels(scores: FloatArray, names: Sequence[str], top_k: int | None) -> 
     order = np.argsort(-scores, axis=-1, kind="stable")
     if top_k is not None:
         order = order[:, :top_k]
-    ranked = np.take_along_axis(scores, order, axis=-1).tolist()
+    ranked = scores[np.arange(len(scores))[:, None], order].tolist()
     return [
         [Label(names[index], score) for index, score in zip(indices, values, strict=True)]
         for indices, values in zip(order.tolist(), ranked, strict=True)

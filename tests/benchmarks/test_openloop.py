@@ -17,7 +17,9 @@ RATE = 2000.0
 PAUSE_S = 1.4
 
 
-async def _run(url: str, rate: float, duration_s: float, *, throttle_s: float = 0.0, max_lag_ms: float = 1.0) -> OpenRun:
+async def _run(
+    url: str, rate: float, duration_s: float, *, throttle_s: float = 0.0, max_lag_ms: float = 1.0
+) -> OpenRun:
     workload = WORKLOADS["identity"](1)
     async with connect(url, None, limit=512, timeout_s=10) as client:
         await client.warm(32)
@@ -27,7 +29,9 @@ async def _run(url: str, rate: float, duration_s: float, *, throttle_s: float = 
         return await loop.run(duration_s)
 
 
-async def test_a_pause_of_the_server_is_seen_by_everyone_who_would_have_waited(start_server: Callable[..., str]) -> None:
+async def test_a_pause_of_the_server_is_seen_by_everyone_who_would_have_waited(
+    start_server: Callable[..., str],
+) -> None:
     # wrk2's oracle is 1.4 s in 30 s; here 10 s, so 14 % of the requests fall into the pause and p99 is
     # near its whole length. The server imposes the delay: how fast this machine is does not matter.
     run = await _run(start_server(2.0, PAUSE_S), RATE, 10.0)
@@ -55,7 +59,9 @@ async def test_a_throttled_generator_says_invalid(start_server: Callable[..., st
     assert any("issued" in reason for reason in run.reasons)
 
 
-async def test_a_request_beyond_the_queue_is_dropped_and_makes_the_run_invalid(start_server: Callable[..., str]) -> None:
+async def test_a_request_beyond_the_queue_is_dropped_and_makes_the_run_invalid(
+    start_server: Callable[..., str],
+) -> None:
     workload = WORKLOADS["identity"](1)
     from benchmarks.http_client import HttpPool
 

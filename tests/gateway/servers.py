@@ -90,7 +90,7 @@ def migrated_settings(request, tmp_path):
 
 def copy_database(server: PostgreSQL, template: str) -> str:
     """The URL of a copy of the database at ``template``."""
-    source = template.split("@/")[1].split("?")[0]
+    source = template.split("@/")[1].partition("?")[0]
     name = f"copy{os.urandom(6).hex()}"
     server._run("createdb", "-h", str(server.folder), "-U", "tests", "-T", source, name)
     return template.replace(f"@/{source}?", f"@/{name}?")

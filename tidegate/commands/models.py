@@ -9,13 +9,13 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from gateway.catalog import Catalog, CatalogError, ModelCard, Recipe, Source, read_card, verify_hash
+from gateway.catalog import Catalog, CatalogError, ModelCard, Recipe, Source, TaskName, read_card, verify_hash
 from gateway.errors import GatewayError
 from gateway.settings import Settings
 from tidegate.console import JsonFlag, err, fail, out, print_json, print_table, progress
@@ -178,6 +178,8 @@ def add(
     Example: `tidegate models add distilbert/distilbert-base-uncased-finetuned-sst-2-english --task text-classification`
     """
     settings = Settings()
+    if task not in get_args(TaskName):
+        fail(escape(f"unknown task {task!r}; there are: {', '.join(get_args(TaskName))}"))
     builder = _builder(settings)
     with _needs_zoo("adding a model"):
         from zoo.adding import default_name, describe  # noqa: PLC0415 - brings torch

@@ -28,13 +28,15 @@ class Options:
     """The command line of a training script.
 
     data: folder with the data sets; out: folder the weights go to; minutes: training time,
-    which also sets the length of the learning-rate schedule.
+    which also sets the length of the learning-rate schedule; start: folder of earlier weights
+    to go on from, where the script can.
     """
 
     data: Path
     out: Path
     seed: int
     minutes: float
+    start: Path | None = None
 
 
 def parse_options(description: str, minutes: float, arguments: Sequence[str] | None = None) -> Options:
@@ -44,10 +46,11 @@ def parse_options(description: str, minutes: float, arguments: Sequence[str] | N
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=minutes, help="training time")
+    parser.add_argument("--start", type=Path, help="folder of weights to go on from (translation only)")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parsed.out.mkdir(parents=True, exist_ok=True)
-    return Options(parsed.data, parsed.out, parsed.seed, parsed.minutes)
+    return Options(parsed.data, parsed.out, parsed.seed, parsed.minutes, parsed.start)
 
 
 def seed_everything(seed: int) -> random.Random:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.architectures.loading import load_translator
-from zoo.architectures.storage import save_weights
+from zoo.architectures.storage import load_weights, save_weights
 from zoo.architectures.translation import BOS, EOS, PAD, Translation, TranslationConfig, Translator
 from zoo.training.common import (
     Budget,
@@ -157,13 +158,15 @@ def save_model(folder: Path, model: Translation, tokenizer: Tokenizer, config: T
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def train(train_pairs: Sequence[Pair], check_pairs: Sequence[Pair], options: Options, plan: Plan) -> int:
-    """Train until the time is up and save the averaged model; returns the steps taken.
-
-    Saves, and logs greedy BLEU, every few epochs.
-    """
-    generator = seed_everything(options.seed)
-    tokenizer, target_size = make_tokenizer(train_pairs, plan.vocabulary)
+def prepare(pairs: Sequence[Pair], plan: Plan, start: Path | None) -> tuple[Translation, Tokenizer, TranslationConfig]:
+    """A fresh model and tokenizer, or those of the folder `start`."""
+    if start is not None:
+        sizes = json.loads((start / "config.json").read_text(encoding="utf-8"))["model"]
+        config = TranslationConfig(**sizes)
+        model = Translation(config)
+        model.load_state_dict(load_weights(start / "weights.safetensors"))
+        return model, Tokenizer.from_file(str(start / "tokenizer.json")), config
+    tokenizer, target_size = make_tokenizer(pairs, plan.vocabulary)
     config = TranslationConfig(
         vocabulary_size=tokenizer.get_vocab_size(),
         target_size=target_size,
@@ -174,7 +177,18 @@ def train(train_pairs: Sequence[Pair], check_pairs: Sequence[Pair], options: Opt
         decoder_layers=plan.decoder_layers,
         dropout=plan.dropout,
     )
-    model = Translation(config)
+    return Translation(config), tokenizer, config
+
+
+def train(train_pairs: Sequence[Pair], check_pairs: Sequence[Pair], options: Options, plan: Plan) -> int:
+    """Train until the time is up and save the averaged model; returns the steps taken.
+
+    Saves, and logs greedy BLEU, every few epochs. A run that goes on from earlier weights
+    warms up again, to half the learning rate.
+    """
+    generator = seed_everything(options.seed)
+    model, tokenizer, config = prepare(train_pairs, plan, options.start)
+    peak = plan.rate if options.start is None else plan.rate / 2
     logger.info("%s", {**asdict(plan), **config.as_dict()})
     logger.info("%.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
     trainer = Trainer(model, averaging=plan.averaging, weight_decay=plan.weight_decay, seed=options.seed)
@@ -183,7 +197,7 @@ def train(train_pairs: Sequence[Pair], check_pairs: Sequence[Pair], options: Opt
     while not budget.spent():
         losses: list[float] = []
         for source, target, twice in epoch_batches(tokenizer, train_pairs, plan, generator, budget):
-            rate = plan.rate * warm_cosine(trainer.steps, budget.progress, plan.warmup)
+            rate = peak * warm_cosine(trainer.steps, budget.progress, plan.warmup)
             loss = batch_loss(model, source, target, plan, twice)
             trainer.step(loss, rate)
             losses.append(loss.item())
@@ -225,6 +239,18 @@ def epoch_batches(
         yield pad_rows([sources[row] for row in rows]), pad_rows([targets[row] for row in rows]), twice
 
 
+def earlier(start: Path | None) -> dict[str, Any] | None:
+    """Steps, time and score of the run whose weights this one went on from."""
+    if start is None:
+        return None
+    before = json.loads((start / "training.json").read_text(encoding="utf-8"))
+    return {
+        "steps": before["hyperparameters"]["steps"],
+        "wall_time_s": before["wall_time_s"],
+        "score": before["score"],
+    }
+
+
 def record(name: str, check_pairs: Sequence[Pair], options: Options, plan: Plan, steps: int, seconds: float) -> None:
     """Measure the weights as they are kept, and write training.json."""
     tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
@@ -240,6 +266,7 @@ def record(name: str, check_pairs: Sequence[Pair], options: Options, plan: Plan,
             **asdict(plan),
             "steps": steps,
             "search": asdict(SEARCH),
+            "continued_from": earlier(options.start),
             "optimizer": "AdamW",
             "precision": "bfloat16, float32 masters and attention",
         },

@@ -8,7 +8,7 @@ from gateway.access.admission import Admission
 from gateway.access.budgets import Budgets
 from gateway.access.key import KeySpec
 from gateway.access.limits import Limits
-from gateway.access.policy import NANO, Budget, Policies
+from gateway.access.policy import PICO, Budget, Policies
 from gateway.access.shared import SharedLimiter
 from gateway.errors import BudgetExceeded, GatewayError, Invalid, NotFound, RateLimited, TooLarge
 from tests.gateway.access.support import admitted_call, make_principal, statements
@@ -138,7 +138,7 @@ async def test_a_budget_refused_gives_the_places_back(admission, policies, keys)
 
 async def test_the_estimate_is_what_is_reserved(policies, budgets, keys):
     admission = Admission(policies, budgets, estimate=lambda _model, units: (0, units.tokens * 1e-3))
-    await policies.set_budget(Budget("project", "web", "day", NANO))
+    await policies.set_budget(Budget("project", "web", "day", PICO))
     permits, kinds = await enter_many(admission, 10, tokens=300)
     assert (len(permits), kinds) == (3, {BudgetExceeded: 7})
     for permit, call in permits:

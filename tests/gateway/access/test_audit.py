@@ -163,9 +163,7 @@ async def test_an_old_backup_put_back_is_found(written, store, settings):
 
 
 async def test_a_checkpoint_signed_by_another_is_found(written, store):
-    await tamper(
-        store, sa.update(audit_checkpoints).where(audit_checkpoints.c.number == 4).values(signature="00" * 64)
-    )
+    await tamper(store, sa.update(audit_checkpoints).where(audit_checkpoints.c.number == 4).values(signature="00" * 64))
     assert await finding(written) == 4
 
 
@@ -211,10 +209,13 @@ async def test_two_writers_make_one_chain(store, settings, tmp_path):
 
 
 async def test_an_operation_undone_leaves_no_record(audit, store):
-    with pytest.raises(RuntimeError):
+    async def fail() -> None:
         async with audit.operation(SYSTEM, "organisation.create", "acme") as operation:
             await operation.connection.execute(sa.insert(organisations).values(name="acme", created_at=1))
             raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
     assert await audit.records() == []
     async with store.read() as connection:
         assert (await connection.execute(sa.select(organisations))).all() == []

@@ -4,9 +4,9 @@ are the simplest that keep their promises.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -88,10 +88,16 @@ class Served:
         self._executor = ThreadPoolExecutor(2)
         settings = Settings()
         pipeline = Pipeline(
-            settings=settings, catalog=catalog, pool=cast(Pool, self.models), coalescer=cast(Coalescer, self.models),
-            authenticator=Keys(), admission=self.turnstile, ledger=self.records, metrics=Metrics(),
+            settings=settings,
+            catalog=catalog,
+            pool=cast(Pool, self.models),
+            coalescer=cast(Coalescer, self.models),
+            authenticator=Keys(),
+            admission=self.turnstile,
+            ledger=self.records,
+            metrics=Metrics(),
             executor=self._executor,
-        )  # fmt: skip
+        )
         self.front = Front(pipeline, [HuggingFace(pipeline), OpenAI(pipeline), Tei(pipeline, "0.0.0")])
 
     @contextmanager
@@ -102,18 +108,12 @@ class Served:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         config = uvicorn.Config(self._application, log_level="warning", lifespan="off", interface="asgi3")
         server = uvicorn.Server(config)
-        started = threading.Event()
-
-        async def serve() -> None:
-            task = asyncio.ensure_future(server.serve(sockets=[listener]))
-            while not server.started and not task.done():
-                await asyncio.sleep(0.005)
-            started.set()
-            await task
-
-        thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        assert started.wait(10)
+        deadline = time.monotonic() + 10
+        while not server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
         try:
             yield self
         finally:

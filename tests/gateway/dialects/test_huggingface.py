@@ -73,9 +73,16 @@ class TestClient:
 
     def test_question_answering_gives_a_list_when_several_are_wanted(self, served: Served) -> None:
         answer: Any = client(served, "qa").question_answering(
-            question="Who wrote it?", context="Ada Lovelace wrote the first program.", top_k=3, max_answer_len=2,
-            doc_stride=8, max_seq_len=32, max_question_len=16, handle_impossible_answer=True, align_to_words=True,
-        )  # fmt: skip
+            question="Who wrote it?",
+            context="Ada Lovelace wrote the first program.",
+            top_k=3,
+            max_answer_len=2,
+            doc_stride=8,
+            max_seq_len=32,
+            max_question_len=16,
+            handle_impossible_answer=True,
+            align_to_words=True,
+        )
         assert len(answer) == 3
         assert all(len(span.answer.split()) <= 2 for span in answer)
 
@@ -93,9 +100,13 @@ class TestClient:
 
     def test_feature_extraction_options(self, served: Served) -> None:
         vector = client(served, "embeddings").feature_extraction(
-            "hello", normalize=True, prompt_name="query", dimensions=4, truncation_direction="left",
+            "hello",
+            normalize=True,
+            prompt_name="query",
+            dimensions=4,
+            truncation_direction="left",
             encoding_format="float",
-        )  # fmt: skip
+        )
         assert vector.shape == (4,)
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
 
@@ -196,7 +207,10 @@ class TestShapes:
         answer = http.post("/hf/models/embeddings/pipeline/feature-extraction", json={"inputs": "a", "normalize": True})
         assert len(answer.json()) == 16
         assert http.post("/hf/models/embeddings/pipeline/translation", json={"inputs": "a"}).status_code == 404
-        assert http.post("/hf/models/embeddings/pipeline/zero-shot-classification", json={"inputs": "a"}).status_code == 422
+        assert (
+            http.post("/hf/models/embeddings/pipeline/zero-shot-classification", json={"inputs": "a"}).status_code
+            == 422
+        )
 
     def test_old_options_are_ignored(self, http: httpx.Client) -> None:
         body = {"inputs": "a", "options": {"wait_for_model": True, "use_cache": False}}
@@ -262,9 +276,7 @@ class TestBodies:
 
     def test_unknown_options_are_named_as_the_client_expects(self, http: httpx.Client) -> None:
         answer = http.post("/hf/models/sentiment", json={"inputs": "a", "parameters": {"x": 1, "watermark": True}})
-        assert answer.json()["error"] == (
-            "The following `model_kwargs` are not used by the model: ['watermark', 'x']"
-        )
+        assert answer.json()["error"] == ("The following `model_kwargs` are not used by the model: ['watermark', 'x']")
 
     def test_a_header_cannot_be_injected(self, http: httpx.Client) -> None:
         answer = http.post("/hf/models/sentiment", json={"inputs": "a", "parameters": {"x\r\nSet-Cookie: é": 1}})

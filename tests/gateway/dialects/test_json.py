@@ -16,16 +16,31 @@ from gateway.errors import Invalid, Malformed
 @pytest.mark.parametrize(
     "body",
     [
-        b"{}", b"[]", b'"a"', b"0", b"null", b' {"a" : [1, 2.5, "x"] } ', b'{"a":{"a":{"a":1}}}', b'[{"a":1},{"a":2}]',
-        b'{"text":":)"}', b'{"a\\":":1}', b'{"say":"\\"a\\": 1, \\"a\\": 2"}', b'{"a":"[[[[","b":"}}}}"}',
-        b'{"a" \n: 1}', b'[1,{"a":1}]', b'{"a":[0,{"b":[{"c":1}]}]}', '{"é":"…"}'.encode(), b'{"":0}', b'[1e308]',
+        b"{}",
+        b"[]",
+        b'"a"',
+        b"0",
+        b"null",
+        b' {"a" : [1, 2.5, "x"] } ',
+        b'{"a":{"a":{"a":1}}}',
+        b'[{"a":1},{"a":2}]',
+        b'{"text":":)"}',
+        b'{"a\\":":1}',
+        b'{"say":"\\"a\\": 1, \\"a\\": 2"}',
+        b'{"a":"[[[[","b":"}}}}"}',
+        b'{"a" \n: 1}',
+        b'[1,{"a":1}]',
+        b'{"a":[0,{"b":[{"c":1}]}]}',
+        '{"é":"…"}'.encode(),
+        b'{"":0}',
+        b"[1e308]",
         b"[" * MAX_DEPTH + b"]" * MAX_DEPTH,
         b'{"a":' * MAX_DEPTH + b"1" + b"}" * MAX_DEPTH,
         b'["' + b"[" * 500 + b'"]',
         b"[" + b",".join([b"[]"] * 500) + b"]",
         b"[0," + b",".join([b"[]"] * 500) + b"]",
     ],
-)  # fmt: skip
+)
 def test_accepted(body: bytes) -> None:
     assert decode(body) == json.loads(body)
 
@@ -33,12 +48,38 @@ def test_accepted(body: bytes) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b" ", b"{", b"[1,]", b'{"a":1,}', b"{a:1}", b"'a'", b"NaN", b"[Infinity]", b"-Infinity", b"01", b"1.", b"+1",
-        b'{"a":1} x', b"{}{}", b"// c\n{}", b'"\x01"', b'"a\nb"', b'"\xff"', b'"\xed\xa0\x80"', b'"\\ud800"',
-        b'"\\udc00\\ud800"', b'"\\x"', b"\xef\xbb\xbf{}", b"tru", b"[1e999]", b"1" * 6_000, '{"a":1}'.encode("utf-16"),
-        b"\x00", b'{"a":1}\x00',
+        b"",
+        b" ",
+        b"{",
+        b"[1,]",
+        b'{"a":1,}',
+        b"{a:1}",
+        b"'a'",
+        b"NaN",
+        b"[Infinity]",
+        b"-Infinity",
+        b"01",
+        b"1.",
+        b"+1",
+        b'{"a":1} x',
+        b"{}{}",
+        b"// c\n{}",
+        b'"\x01"',
+        b'"a\nb"',
+        b'"\xff"',
+        b'"\xed\xa0\x80"',
+        b'"\\ud800"',
+        b'"\\udc00\\ud800"',
+        b'"\\x"',
+        b"\xef\xbb\xbf{}",
+        b"tru",
+        b"[1e999]",
+        b"1" * 6_000,
+        '{"a":1}'.encode("utf-16"),
+        b"\x00",
+        b'{"a":1}\x00',
     ],
-)  # fmt: skip
+)
 def test_not_json(body: bytes) -> None:
     with pytest.raises(Malformed):
         decode(body)
@@ -47,11 +88,19 @@ def test_not_json(body: bytes) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"a":1,"a":2}', b'{"a":1,"\\u0061":2}', b'{"a" :1,"a"\t:2}', b'{"x":{"a":1,"b":{"c":1,"c":2}}}',
-        b'[1,{"a":1,"a":1}]', b'[[[{"a":1,"a":1}]]]', b'{"a":":)","a":1}', b'{"a":"\\":\\":","a":1}',
-        b'{"a":{"b":1},"a":{"c":1,"d":2}}', b'{"a":[1,2],"a":1e5,"n":12345678901234567890}', b'{"":0,"":0}',
+        b'{"a":1,"a":2}',
+        b'{"a":1,"\\u0061":2}',
+        b'{"a" :1,"a"\t:2}',
+        b'{"x":{"a":1,"b":{"c":1,"c":2}}}',
+        b'[1,{"a":1,"a":1}]',
+        b'[[[{"a":1,"a":1}]]]',
+        b'{"a":":)","a":1}',
+        b'{"a":"\\":\\":","a":1}',
+        b'{"a":{"b":1},"a":{"c":1,"d":2}}',
+        b'{"a":[1,2],"a":1e5,"n":12345678901234567890}',
+        b'{"":0,"":0}',
     ],
-)  # fmt: skip
+)
 def test_a_repeated_name(body: bytes) -> None:
     with pytest.raises(Malformed, match="twice"):
         decode(body)

@@ -65,7 +65,9 @@ class TestClient:
     def test_both_encodings_are_the_same_numbers(self, http: httpx.Client) -> None:
         body = {"model": "embeddings", "input": "hello"}
         as_float = http.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
-        as_base64 = http.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()["data"][0]["embedding"]
+        as_base64 = http.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()["data"][0][
+            "embedding"
+        ]
         assert np.frombuffer(base64.b64decode(as_base64), "<f4").tolist() == as_float
 
     def test_token_ids(self, client: openai.OpenAI) -> None:

@@ -64,7 +64,7 @@ class PostgreSQL:
 
     async def execute(self, url: str, query: str) -> None:
         """Run a statement from outside."""
-        name = url.split("@/")[1].split("?")[0]
+        name = url.split("@/")[1].split("?", maxsplit=1)[0]
         connection = await asyncpg.connect(host=str(self.folder), user="tests", database=name)
         try:
             await connection.execute(query)

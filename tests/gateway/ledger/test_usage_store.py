@@ -57,7 +57,13 @@ async def test_every_record_of_a_batch_is_written(store, count, fresh):
 
 async def test_a_record_comes_back_as_it_was_written(store):
     record = make_record(
-        state="completed", error=None, idempotency_key="k'\"\\", request_id="日本語", test=True, tokens=2**40, status=200
+        state="completed",
+        error=None,
+        idempotency_key="k'\"\\",
+        request_id="日本語",
+        test=True,
+        tokens=2**40,
+        status=200,
     )
     await put(store, [record], fresh=True)
     async with store.read() as connection:
@@ -119,10 +125,13 @@ async def test_reserved_records_are_in_no_sum(store):
 
 
 async def test_a_failed_transaction_leaves_neither_records_nor_sums(store):
-    with pytest.raises(RuntimeError):
+    async def write_and_fail():
         async with store.write() as connection:
             await write(connection, [make_record()], fresh=True)
             raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await write_and_fail()
     assert await fetch(store, "SELECT count(*) FROM usage_records") == [(0,)]
     assert await totals(store) == (0, 0, 0)
 

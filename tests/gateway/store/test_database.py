@@ -54,10 +54,13 @@ async def test_a_newer_schema_is_refused(settings, store):
 
 
 async def test_a_failed_transaction_leaves_nothing(store):
-    with pytest.raises(IntegrityError):
+    async def insert_twice() -> None:
         async with store.write() as connection:
-            await connection.execute(sa.insert(organisations).values(name="one", created_at=1))
-            await connection.execute(sa.insert(organisations).values(name="one", created_at=1))
+            for _ in range(2):
+                await connection.execute(sa.insert(organisations).values(name="one", created_at=1))
+
+    with pytest.raises(IntegrityError):
+        await insert_twice()
     async with store.read() as connection:
         assert (await connection.execute(sa.select(sa.func.count()).select_from(organisations))).scalar() == 0
 

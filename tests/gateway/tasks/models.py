@@ -46,9 +46,11 @@ def table(columns: int, seed: int) -> np.ndarray:
 
 
 def _graph(
-    nodes: Sequence[Any], inputs: Mapping[str, tuple[int, list[Any]]], outputs: Mapping[str, tuple[int, list[Any]]],
+    nodes: Sequence[Any],
+    inputs: Mapping[str, tuple[int, list[Any]]],
+    outputs: Mapping[str, tuple[int, list[Any]]],
     weights: Mapping[str, np.ndarray],
-) -> bytes:  # fmt: skip
+) -> bytes:
     graph = helper.make_graph(
         list(nodes),
         "tiny",
@@ -150,18 +152,31 @@ def write_model(repository: Path, recipe: Mapping[str, Any], model: bytes, token
     (folder / "1" / "model.onnx").write_bytes(model)
     (folder / "config.pbtxt").write_text("")
     whole = {
-        "title": recipe["name"], "description": "for tests", "architecture": "tiny", "format": "onnx",
-        "source": {"kind": "builtin", "name": "tests"}, "licence": "Apache-2.0", "max_batch_size": 4, **recipe,
-    }  # fmt: skip
+        "title": recipe["name"],
+        "description": "for tests",
+        "architecture": "tiny",
+        "format": "onnx",
+        "source": {"kind": "builtin", "name": "tests"},
+        "licence": "Apache-2.0",
+        "max_batch_size": 4,
+        **recipe,
+    }
     (folder / "model.yaml").write_text(yaml.safe_dump(whole))
     if whole["inputs"][0]["datatype"] == "INT64":
         content = tokenizer or (minilm_folder() / "tokenizer.json").read_text(encoding="utf-8")
         (folder / "tokenizer.json").write_text(content, encoding="utf-8")
     evidence = {
-        "built_at": "2026-11-23T20:00:00Z", "build_seconds": 1.0, "model_file": "1/model.onnx", "model_bytes": len(model),
-        "model_sha256": "0" * 64, "recipe_sha256": "0" * 64, "parity_max_abs_error": 0.0, "parity_cases": 1,
-        "golden_passed": 0, "versions": {},
-    }  # fmt: skip
+        "built_at": "2026-11-23T20:00:00Z",
+        "build_seconds": 1.0,
+        "model_file": "1/model.onnx",
+        "model_bytes": len(model),
+        "model_sha256": "0" * 64,
+        "recipe_sha256": "0" * 64,
+        "parity_max_abs_error": 0.0,
+        "parity_cases": 1,
+        "golden_passed": 0,
+        "versions": {},
+    }
     (folder / "card.json").write_text(json.dumps(evidence))
     return read_card(folder)
 
@@ -187,8 +202,11 @@ def write_repository(repository: Path) -> Catalog:
             "feature-extraction",
             {"sentence_embedding": [WIDTH], "token_embeddings": [-1, WIDTH]},
             preprocessing={
-                "kind": "text", "max_length": 64, "buckets": [16, 32, 64], "prompts": {"query": "query: "},
-            },  # fmt: skip
+                "kind": "text",
+                "max_length": 64,
+                "buckets": [16, 32, 64],
+                "prompts": {"query": "query: "},
+            },
         ),
         embedding_model(table(WIDTH, 1)),
     )

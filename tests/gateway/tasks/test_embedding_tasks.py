@@ -69,14 +69,24 @@ class TestFeatureExtraction:
     @pytest.mark.parametrize(
         ("inputs", "options", "message"),
         [
-            ("a", {"dimensions": WIDTH + 1}, "the model has 16"), ("a", {"dimensions": 0}, "dimensions"),
-            ("a", {"prompt_name": "x"}, "it has: query"), ([1, 2], {"prompt_name": "query"}, "not for token ids"),
-            ([1, 30_522], {}, "token ids"), ([1, -1], {}, "token ids"), ([1, True], {}, "token ids"), ([1, "a"], {}, "token ids"),
-            ([[1], "a"], {}, "must be a text"), ([[]], {}, "empty"), ([True], {}, "must be a text"), ([1.5], {}, "must be a text"),
-            ("a", {"truncation_direction": "middle"}, "truncation_direction"), ("hello " * 99, {"truncate": False}, "101 tokens"),
-            ([7592] * 99, {"truncate": False}, "101 tokens"), ("a", {"token_embeddings": True, "dimensions": 2}, "dimensions"),
+            ("a", {"dimensions": WIDTH + 1}, "the model has 16"),
+            ("a", {"dimensions": 0}, "dimensions"),
+            ("a", {"prompt_name": "x"}, "it has: query"),
+            ([1, 2], {"prompt_name": "query"}, "not for token ids"),
+            ([1, 30_522], {}, "token ids"),
+            ([1, -1], {}, "token ids"),
+            ([1, True], {}, "token ids"),
+            ([1, "a"], {}, "token ids"),
+            ([[1], "a"], {}, "must be a text"),
+            ([[]], {}, "empty"),
+            ([True], {}, "must be a text"),
+            ([1.5], {}, "must be a text"),
+            ("a", {"truncation_direction": "middle"}, "truncation_direction"),
+            ("hello " * 99, {"truncate": False}, "101 tokens"),
+            ([7592] * 99, {"truncate": False}, "101 tokens"),
+            ("a", {"token_embeddings": True, "dimensions": 2}, "dimensions"),
         ],
-    )  # fmt: skip
+    )
     def test_refused(self, runner: Runner, inputs: Any, options: Any, message: str) -> None:
         with pytest.raises(Invalid, match=message):
             runner.plan("embeddings", "feature-extraction", inputs, **options)
@@ -107,11 +117,17 @@ class TestSimilarity:
     @pytest.mark.parametrize(
         "inputs",
         [
-            "a", {}, {"source_sentence": "a"}, {"source_sentence": "a", "sentences": []}, {"source_sentence": "a", "sentences": "b"},
-            {"source_sentence": 1, "sentences": ["a"]}, {"source_sentence": "a", "sentences": [1]},
-            {"source_sentence": "a", "sentences": ["b"], "x": 1}, {"source_sentence": "a", "sentences": ["b"] * 256},
+            "a",
+            {},
+            {"source_sentence": "a"},
+            {"source_sentence": "a", "sentences": []},
+            {"source_sentence": "a", "sentences": "b"},
+            {"source_sentence": 1, "sentences": ["a"]},
+            {"source_sentence": "a", "sentences": [1]},
+            {"source_sentence": "a", "sentences": ["b"], "x": 1},
+            {"source_sentence": "a", "sentences": ["b"] * 256},
         ],
-    )  # fmt: skip
+    )
     def test_refused(self, runner: Runner, inputs: Any) -> None:
         with pytest.raises(Invalid):
             runner.plan("embeddings", "sentence-similarity", inputs)
@@ -140,11 +156,17 @@ class TestZeroShot:
     @pytest.mark.parametrize(
         "options",
         [
-            {}, {"candidate_labels": []}, {"candidate_labels": [""]}, {"candidate_labels": ["a", "a"]}, {"candidate_labels": [1]},
-            {"candidate_labels": ["a"], "hypothesis_template": "no place"}, {"candidate_labels": ["a\0"]},
-            {"candidate_labels": ["a"], "hypothesis_template": "{} {}"}, {"candidate_labels": [str(n) for n in range(256)]},
+            {},
+            {"candidate_labels": []},
+            {"candidate_labels": [""]},
+            {"candidate_labels": ["a", "a"]},
+            {"candidate_labels": [1]},
+            {"candidate_labels": ["a"], "hypothesis_template": "no place"},
+            {"candidate_labels": ["a\0"]},
+            {"candidate_labels": ["a"], "hypothesis_template": "{} {}"},
+            {"candidate_labels": [str(n) for n in range(256)]},
         ],
-    )  # fmt: skip
+    )
     def test_refused(self, runner: Runner, options: Any) -> None:
         with pytest.raises(Invalid):
             runner.plan("embeddings", "zero-shot-classification", "a", **options)
@@ -156,17 +178,21 @@ class TestTranslation:
         assert [item.text for item in answer.items] == ["hello there", "good bye"]
         assert all(item.score is not None for item in answer.items)
 
-    @pytest.mark.parametrize(("source", "target"), [("zh", "en"), ("zh-CN", "en_XX"), ("zho_Hans", "eng_Latn"), (None, "EN")])
+    @pytest.mark.parametrize(
+        ("source", "target"), [("zh", "en"), ("zh-CN", "en_XX"), ("zho_Hans", "eng_Latn"), (None, "EN")]
+    )
     def test_languages(self, runner: Runner, source: Any, target: Any) -> None:
         assert runner.plan("translate", "translation", "a", src_lang=source, tgt_lang=target).units == Units(3, 0, 1)
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"src_lang": "fr"}, "from zh to en"), ({"tgt_lang": "fr"}, "from zh to en"),
-            ({"generate_parameters": {"num_beams": 4}}, "num_beams"), ({"truncation": "x"}, "truncation"),
+            ({"src_lang": "fr"}, "from zh to en"),
+            ({"tgt_lang": "fr"}, "from zh to en"),
+            ({"generate_parameters": {"num_beams": 4}}, "num_beams"),
+            ({"truncation": "x"}, "truncation"),
         ],
-    )  # fmt: skip
+    )
     def test_refused(self, runner: Runner, options: Any, message: str) -> None:
         with pytest.raises(Invalid, match=message):
             runner.plan("translate", "translation", "a", **options)

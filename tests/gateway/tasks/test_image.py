@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import struct
 import tracemalloc
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from gateway.catalog import ImagePreprocessing
-from gateway.errors import GatewayError, Invalid, TooLarge, UnsupportedMediaType
+from gateway.errors import Invalid, TooLarge, UnsupportedMediaType
 from gateway.settings import Settings
 from gateway.tasks.image import crop_box, model_pixels, open_picture, picture_bytes
 from gateway.types import Units
@@ -106,7 +107,9 @@ class TestPixels:
             if image.mode == "P":
                 image.info["transparency"] = 0
             assert pixels(encoded(image), SQUARE).min() == 255
-        assert pixels(encoded(Image.new("RGBA", (20, 20), (255, 0, 0, 128)), "WEBP"), SQUARE)[0, 0, 1] in range(120, 135)
+        assert pixels(encoded(Image.new("RGBA", (20, 20), (255, 0, 0, 128)), "WEBP"), SQUARE)[0, 0, 1] in range(
+            120, 135
+        )
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16"])
     def test_modes(self, mode: str) -> None:
@@ -134,12 +137,26 @@ class TestRefused:
     @pytest.mark.parametrize(
         "data",
         [
-            b"", b"x", b"GIF89a" + b"\0" * 50, b"BM" + b"\0" * 60, b"%PDF-1.7\n", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9",
-            b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<?xml version='1.0'?><svg/>", b"SIMPLE  =                    T",
-            b"II*\0" + b"\0" * 60, b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x1cftypavif", b"8BPS" + b"\0" * 60, b"icns\0\0\0\x10",
-            b"RIFF\x10\0\0\0WAVEfmt ", b"\x89PNG", b"\xff\xd8", b"{}",
+            b"",
+            b"x",
+            b"GIF89a" + b"\0" * 50,
+            b"BM" + b"\0" * 60,
+            b"%PDF-1.7\n",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9",
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            b"<?xml version='1.0'?><svg/>",
+            b"SIMPLE  =                    T",
+            b"II*\0" + b"\0" * 60,
+            b"\0\0\0\x0cjP  \r\n\x87\n",
+            b"\0\0\0\x1cftypavif",
+            b"8BPS" + b"\0" * 60,
+            b"icns\0\0\0\x10",
+            b"RIFF\x10\0\0\0WAVEfmt ",
+            b"\x89PNG",
+            b"\xff\xd8",
+            b"{}",
         ],
-    )  # fmt: skip
+    )
     def test_other_formats(self, data: bytes) -> None:
         with pytest.raises(UnsupportedMediaType):
             open_picture(data, 1_000)
@@ -183,8 +200,8 @@ class TestRefused:
                 damaged[position] = random.integers(0, 256)
             try:
                 assert pixels(bytes(damaged), SQUARE, 10_000_000).shape == (64, 64, 3)
-            except GatewayError as error:
-                assert isinstance(error, (Invalid, TooLarge, UnsupportedMediaType))
+            except (Invalid, TooLarge, UnsupportedMediaType):
+                continue
 
     def test_an_animation_of_too_many_frames(self) -> None:
         frames = [Image.new("1", (1, 1), index % 2) for index in range(101)]
@@ -204,39 +221,59 @@ class TestRefused:
             chunk(b"iCCP", b"profile\0\0" + bomb),
         ):
             tracemalloc.start()
-            try:
+            with contextlib.suppress(Invalid):
                 pixels(png(8, 8, extra, chunk(b"IDAT", rows)), SQUARE)
-            except Invalid:
-                pass
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert peak < 32 * 2**20
 
     def test_exif_that_points_at_itself(self) -> None:
-        looped = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 1) + struct.pack("<HHII", 0x8769, 4, 1, 8) + struct.pack("<I", 8)
+        looped = (
+            b"Exif\0\0II*\0\x08\0\0\0"
+            + struct.pack("<H", 1)
+            + struct.pack("<HHII", 0x8769, 4, 1, 8)
+            + struct.pack("<I", 8)
+        )
         many = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 65_535) + b"\x12\x01\x03\0\xff\xff\xff\xff\0\0\0\0" * 3000
         for exif in (looped, many, b"Exif\0\0", b"Exif\0\0MM\0*" + b"\xff" * 40):
             data = encoded(photograph(40, 30), "JPEG", exif=exif)
-            try:
+            with contextlib.suppress(Invalid):  # Pillow warns, and warnings are errors here
                 assert pixels(data, SQUARE).shape == (64, 64, 3)
-            except Invalid:  # Pillow warns, and warnings are errors here
-                pass
 
 
 class TestSources:
     def test_base64(self) -> None:
         data = encoded(photograph(20, 20))
         text = base64.b64encode(data).decode()
-        for source in (data, text, f"data:image/png;base64,{text}", base64.encodebytes(data).decode(), memoryview(data)):
+        for source in (
+            data,
+            text,
+            f"data:image/png;base64,{text}",
+            base64.encodebytes(data).decode(),
+            memoryview(data),
+        ):
             assert picture_bytes(source) == data
 
     @pytest.mark.parametrize(
         "source",
         [
-            "http://169.254.169.254/latest", "https://example.com/x.png", "HTTP://X", "file:///etc/passwd", "ftp://x/y",
-            "gopher://x", "data:image/png,abc", "data:;base64", "not base64!", "abc", "é", 7, None, ["a"], {"a": 1},
+            "http://169.254.169.254/latest",
+            "https://example.com/x.png",
+            "HTTP://X",
+            "file:///etc/passwd",
+            "ftp://x/y",
+            "gopher://x",
+            "data:image/png,abc",
+            "data:;base64",
+            "not base64!",
+            "abc",
+            "é",
+            7,
+            None,
+            ["a"],
+            {"a": 1},
         ],
-    )  # fmt: skip
+    )
     def test_refused(self, source: Any) -> None:
         with pytest.raises(Invalid):
             picture_bytes(source)
@@ -280,7 +317,9 @@ class TestStrokes:
 
     DIGITS = ImagePreprocessing(mode="L", crop=(28, 28), invert_light_background=True)
 
-    def drawn(self, ground: int, ink: int, size: tuple[int, int] = (300, 200), at: tuple[int, int] = (60, 30)) -> Image.Image:
+    def drawn(
+        self, ground: int, ink: int, size: tuple[int, int] = (300, 200), at: tuple[int, int] = (60, 30)
+    ) -> Image.Image:
         image = Image.new("L", size, ground)
         ImageDraw.Draw(image).line([at, (at[0] + 70, at[1]), (at[0] + 20, at[1] + 130)], fill=ink, width=12)
         return image

@@ -14,10 +14,15 @@ from tests.gateway.tasks.models import Runner
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("input_ids", "input_ids"), ("input_ids__0", "input_ids"), ("scores__12", "scores"), ("a__b", "a__b"),
-        ("__3", ""), ("a__", "a__"), ("token_type_ids", "token_type_ids"),
+        ("input_ids", "input_ids"),
+        ("input_ids__0", "input_ids"),
+        ("scores__12", "scores"),
+        ("a__b", "a__b"),
+        ("__3", ""),
+        ("a__", "a__"),
+        ("token_type_ids", "token_type_ids"),
     ],
-)  # fmt: skip
+)
 def test_role(name: str, expected: str) -> None:
     assert role(name) == expected
 

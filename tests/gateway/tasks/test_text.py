@@ -81,11 +81,20 @@ def test_a_text_that_may_not_be_cut_is_refused(encoder: TextEncoder) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\0b", "NUL"), ("a\ud800b", "surrogate"), ("\udc00", "surrogate"), ("", "empty"), (" \n\t", "empty"),
-        ("\u200b\u200e", "empty"), ("x" * 200_001, "200001 characters"), (7, "inputs must be"), (None, "inputs must be"),
-        (b"a", "inputs must be"), (["a"], "inputs must be"), ({"text": 1}, "must be a text"),
+        ("a\0b", "NUL"),
+        ("a\ud800b", "surrogate"),
+        ("\udc00", "surrogate"),
+        ("", "empty"),
+        (" \n\t", "empty"),
+        ("\u200b\u200e", "empty"),
+        ("x" * 200_001, "200001 characters"),
+        (7, "inputs must be"),
+        (None, "inputs must be"),
+        (b"a", "inputs must be"),
+        (["a"], "inputs must be"),
+        ({"text": 1}, "must be a text"),
     ],
-)  # fmt: skip
+)
 def test_refused(runner: Runner, text: Any, message: str) -> None:
     with pytest.raises(Invalid, match=message):
         runner.plan("sentiment", "text-classification", [text])
@@ -130,11 +139,13 @@ def test_unknown_options_are_named(runner: Runner) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": "1"}, "top_k: expected `int | null`, got `str`"), ({"top_k": 0}, "top_k: expected `int` >= 1"),
-        ({"function_to_apply": "relu"}, "function_to_apply: invalid enum value 'relu'"), ({"top_k": True}, "top_k"),
+        ({"top_k": "1"}, "top_k: expected `int | null`, got `str`"),
+        ({"top_k": 0}, "top_k: expected `int` >= 1"),
+        ({"function_to_apply": "relu"}, "function_to_apply: invalid enum value 'relu'"),
+        ({"top_k": True}, "top_k"),
         ({"truncation": "maybe"}, "truncation"),
     ],
-)  # fmt: skip
+)
 def test_options_are_checked(runner: Runner, options: Any, message: str) -> None:
     with pytest.raises(Invalid) as error:
         runner.plan("sentiment", "text-classification", "a", **options)
@@ -189,9 +200,11 @@ def byte_level_bpe() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<s>", "<pad>", "</s>"], show_progress=False,
+        vocab_size=600,
+        special_tokens=["<s>", "<pad>", "</s>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(TEXTS[:3], trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     return tokenizer
@@ -221,7 +234,9 @@ def no_specials() -> Tokenizer:
 def test_other_kinds_of_tokenizer(tmp_path: Path, make: Any) -> None:
     reference = make()
     recipe = text_recipe("other", "text-classification", {"logits": [2]})
-    card = write_model(tmp_path, recipe, sequence_model(table(2, 1)), tokenizer=json.dumps(json.loads(reference.to_str())))
+    card = write_model(
+        tmp_path, recipe, sequence_model(table(2, 1)), tokenizer=json.dumps(json.loads(reference.to_str()))
+    )
     encoder = TextEncoder(card, Settings(), Tokenizers())
     for text in TEXTS[:4]:
         for direction in ("left", "right"):

@@ -88,10 +88,17 @@ def wrapped(kind: str) -> PreTrainedTokenizerFast:
 def config(tokenizer: PreTrainedTokenizerFast, labels: Sequence[str], **more: Any) -> BertConfig:
     torch.manual_seed(5)
     return BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=64, id2label=dict(enumerate(labels)), label2id={v: i for i, v in enumerate(labels)},
-        initializer_range=0.8, **more,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        id2label=dict(enumerate(labels)),
+        label2id={v: i for i, v in enumerate(labels)},
+        initializer_range=0.8,
+        **more,
+    )
 
 
 def card(folder: Path, task: str, tokenizer: PreTrainedTokenizerFast, labels: Sequence[str], **more: Any) -> ModelCard:
@@ -104,9 +111,7 @@ def ours(card: ModelCard, model: Any, inputs: Any, **options: Any) -> Any:
     """The task's answer, with ``model`` in Triton's place."""
 
     def run(request: InferenceRequest) -> InferenceResult:
-        tensors = {
-            tensor.name: torch.from_numpy(np.array(to_numpy(tensor))) for tensor in request.inputs
-        }
+        tensors = {tensor.name: torch.from_numpy(np.array(to_numpy(tensor))) for tensor in request.inputs}
         with torch.inference_mode():
             logits = model(**tensors).logits.numpy()
         return InferenceResult(request.model, "1", (from_numpy("logits", logits),))
@@ -192,17 +197,26 @@ def test_image_classification(tmp_path: Path, size: tuple[int, int]) -> None:
     labels = ["cat", "dog", "owl"]
     model = ViTForImageClassification(
         ViTConfig(
-            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
-            id2label=dict(enumerate(labels)), label2id={v: i for i, v in enumerate(labels)}, initializer_range=1.0,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=32,
+            patch_size=8,
+            id2label=dict(enumerate(labels)),
+            label2id={v: i for i, v in enumerate(labels)},
+            initializer_range=1.0,
         )
-    ).eval()  # fmt: skip
+    ).eval()
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, resample=2)
     recipe = {
-        "name": "checkpoint", "task": "image-classification", "labels": labels,
+        "name": "checkpoint",
+        "task": "image-classification",
+        "labels": labels,
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [32, 32, 3]}],
         "outputs": [{"name": "logits", "datatype": "FP32", "shape": [3]}],
         "preprocessing": {"kind": "image", "crop": [32, 32], "interpolation": "bilinear"},
-    }  # fmt: skip
+    }
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize(size)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -48,7 +48,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("period", sa.String(length=8), nullable=False),
         sa.Column("window", sa.String(length=10), nullable=False),
-        sa.Column("leased_nano_usd", sa.BigInteger(), nullable=False),
+        sa.Column("leased_pico_usd", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("gateway_id", "level", "name", "period", "window", name=op.f("pk_budget_leases")),
     )
@@ -59,8 +59,8 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("period", sa.String(length=8), nullable=False),
         sa.Column("window", sa.String(length=10), nullable=False),
-        sa.Column("spent_nano_usd", sa.BigInteger(), nullable=False),
-        sa.Column("leased_nano_usd", sa.BigInteger(), nullable=False),
+        sa.Column("spent_pico_usd", sa.BigInteger(), nullable=False),
+        sa.Column("leased_pico_usd", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("level", "name", "period", "window", name=op.f("pk_budget_windows")),
     )
     op.create_table(
@@ -68,7 +68,7 @@ def upgrade() -> None:
         sa.Column("level", sa.String(length=16), nullable=False),
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("period", sa.String(length=8), nullable=False),
-        sa.Column("limit_nano_usd", sa.BigInteger(), nullable=False),
+        sa.Column("limit_pico_usd", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("level", "name", "period", name=op.f("pk_budgets")),
     )

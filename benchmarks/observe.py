@@ -1,0 +1,170 @@
+"""What the system says about itself: Triton's statistics, usage records, processor time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+import msgspec
+import psutil
+
+SETTLE_S = 10.0
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """Triton's counters of one model (all versions); differences of two are what a run did."""
+
+    inferences: int = 0
+    executions: int = 0
+    requests: int = 0
+    queue_ns: int = 0
+    compute_input_ns: int = 0
+    compute_infer_ns: int = 0
+    compute_output_ns: int = 0
+    batches: dict[int, int] = {}
+    """Executions by batch size."""
+
+    def __sub__(self, other: Statistics) -> Statistics:
+        return Statistics(
+            self.inferences - other.inferences,
+            self.executions - other.executions,
+            self.requests - other.requests,
+            self.queue_ns - other.queue_ns,
+            self.compute_input_ns - other.compute_input_ns,
+            self.compute_infer_ns - other.compute_infer_ns,
+            self.compute_output_ns - other.compute_output_ns,
+            {
+                size: count - other.batches.get(size, 0)
+                for size, count in self.batches.items()
+                if count > other.batches.get(size, 0)
+            },
+        )
+
+    @property
+    def mean_batch(self) -> float | None:
+        """Inferences per execution."""
+        return self.inferences / self.executions if self.executions else None
+
+    def split_ms(self) -> dict[str, float]:
+        """Milliseconds of an average request in each of Triton's stages."""
+        count = max(1, self.requests)
+        return {
+            "queue": self.queue_ns / count / 1e6,
+            "compute_input": self.compute_input_ns / count / 1e6,
+            "compute_infer": self.compute_infer_ns / count / 1e6,
+            "compute_output": self.compute_output_ns / count / 1e6,
+        }
+
+
+class Observer:
+    """Asks a gateway (with a key) or a Triton over HTTP. What it does not tell is None."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self._url = url.rstrip("/")
+        self._key = key
+
+    def get(self, path: str, timeout_s: float = 10.0) -> Any:
+        """JSON of ``GET path``, or None if it is refused or unreachable."""
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        try:
+            with urlopen(Request(self._url + path, headers=headers), timeout=timeout_s) as response:  # noqa: S310
+                return json.load(response)
+        except (HTTPError, URLError, OSError, ValueError):
+            return None
+
+    def models(self) -> list[str]:
+        """Names of the models that are ready for the key."""
+        found = self.get("/v1/models")
+        return [item["id"] for item in found["data"] if item.get("tidegate", {}).get("ready", True)] if found else []
+
+    def metadata(self, model: str) -> dict[str, Any] | None:
+        """The model's inputs and outputs."""
+        return self.get(f"/v2/models/{quote(model, safe='')}")
+
+    def config(self, model: str) -> dict[str, Any] | None:
+        """The model's configuration as Triton has it."""
+        return self.get(f"/v2/models/{quote(model, safe='')}/config")
+
+    def statistics(self, model: str) -> Statistics | None:
+        """Triton's counters of ``model``."""
+        found = self.get(f"/v2/models/{quote(model, safe='')}/stats")
+        return read_statistics(found["model_stats"]) if found and "model_stats" in found else None
+
+    def usage(self) -> dict[str, int] | None:
+        """Usage records by state, of everything the key may see; None without ``usage:read``."""
+        found = self.get("/admin/usage?group_by=model")
+        if not found or "usage" not in found:
+            return None
+        states = ("requests", "completed", "failed", "client_closed")
+        return {state: sum(int(row.get(state, 0)) for row in found["usage"]) for state in states}
+
+    async def usage_grown(self, before: dict[str, int], completed: int) -> dict[str, int] | None:
+        """Records written since ``before``; waits up to ``SETTLE_S`` until ``completed`` are there."""
+        deadline = time.monotonic() + SETTLE_S
+        while True:
+            now = await asyncio.to_thread(self.usage)
+            if now is None:
+                return None
+            grown = {state: now[state] - before[state] for state in now}
+            if grown["completed"] >= completed or time.monotonic() > deadline:
+                return grown
+            await asyncio.sleep(0.2)
+
+
+def read_statistics(items: list[dict[str, Any]]) -> Statistics:
+    """Sum over the versions in a statistics answer."""
+    total: dict[str, int] = dict.fromkeys(Statistics.__struct_fields__[:-1], 0)
+    batches: dict[int, int] = {}
+    for item in items:
+        stages = item["inference_stats"]
+        total["inferences"] += int(item["inference_count"])
+        total["executions"] += int(item["execution_count"])
+        total["requests"] += int(stages["success"]["count"])
+        for stage in ("queue", "compute_input", "compute_infer", "compute_output"):
+            total[f"{stage}_ns"] += int(stages[stage]["ns"])
+        for batch in item.get("batch_stats", []):
+            size = int(batch["batch_size"])
+            batches[size] = batches.get(size, 0) + int(batch["compute_infer"]["count"])
+    return Statistics(**total, batches=batches)
+
+
+class Resources(msgspec.Struct, frozen=True):
+    """Processor seconds by component, and memory."""
+
+    cpu_s: dict[str, float]
+    rss_bytes: int
+
+
+def resources(pid: int) -> Resources | None:
+    """Of the process tree below ``pid``; components are named after what runs in them. None if it is gone."""
+    try:
+        root = psutil.Process(pid)
+        processes = [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return None
+    cpu: dict[str, float] = {}
+    memory = 0
+    for process in processes:
+        try:
+            times, command = process.cpu_times(), " ".join(process.cmdline())
+            memory += process.memory_info().rss
+        except psutil.Error:
+            continue
+        name = _component(command)
+        cpu[name] = cpu.get(name, 0.0) + times.user + times.system
+    return Resources(cpu, memory)
+
+
+def _component(command: str) -> str:
+    known = {
+        "tritonserver": "triton",
+        "python_backend_stub": "backend",
+        "tidegate serve": "gateway",
+        "tidegate up": "launcher",
+    }
+    return next((name for part, name in known.items() if part in command), "server")

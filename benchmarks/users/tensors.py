@@ -1,0 +1,11 @@
+"""Users of raw tensors."""
+
+from __future__ import annotations
+
+from benchmarks.users.base import GatewayUser
+
+
+class IdentityUser(GatewayUser):
+    """Open Inference Protocol over HTTP with binary tensors."""
+
+    workload = "identity"
