@@ -7,7 +7,7 @@ requests for the same money. A run that missed its objective has no price: it is
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     per_hour: float
     source: str
-    date: datetime.date
+    date: dt.date
 
 
 class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -64,13 +64,13 @@ class GrpcPool:
         for channel in self._channels:
             await channel.close()
 
-    def encode(self, payload: Payload, key: str | None = None) -> bytes:
+    def encode(self, payload: Payload, key: str | None = None) -> bytes:  # noqa: ARG002 - the channel has the key
         """The serialised request. Raises ``ValueError`` for a workload that is no inference."""
         if payload.message is None:
             raise ValueError("this workload cannot go over gRPC: it is a task call")
         return payload.message
 
-    async def warm(self, connections: int) -> None:
+    async def warm(self, connections: int) -> None:  # noqa: ARG002 - calls share the channels
         """Wait until the channels are connected. Raises ``OSError`` if they are not in five seconds."""
         try:
             await asyncio.wait_for(asyncio.gather(*(channel.channel_ready() for channel in self._channels)), 5)

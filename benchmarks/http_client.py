@@ -81,7 +81,9 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def start(self, exchange: Exchange) -> None:
-        assert self._transport is not None
+        if self._transport is None:
+            exchange.finish(FAILED)
+            return
         self._exchange = exchange
         exchange.connection = self
         exchange.sent_ns = exchange.sent_ns or time.monotonic_ns()
@@ -119,7 +121,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
         self._transport = None
         self._pool.lost(self)
         exchange, self._exchange = self._exchange, None
@@ -184,7 +186,7 @@ class HttpPool:
         await asyncio.gather(*tasks, return_exceptions=True)
         for connection in list(self._connections):
             connection.close()
-        while self._connections:
+        while self._connections:  # noqa: ASYNC110 - a few turns of the loop
             await asyncio.sleep(0)
 
     def encode(self, payload: Payload, key: str | None = None) -> bytes:

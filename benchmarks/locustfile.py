@@ -41,5 +41,5 @@ __all__ = [
     "TranslateEnFrUser", "TranslateZhEnUser",
 ]  # fmt: skip
 
-locust.stats.bucket_response_time = session.three_digits
+locust.stats.bucket_response_time = session.three_digits  # type: ignore[assignment]
 session.install(events)

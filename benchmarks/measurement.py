@@ -102,7 +102,7 @@ def of_closed(run: ClosedRun, *, scenario: str, workload: str, protocol: str, sl
             "think_time_s": 0,
             "seed": seed,
             "generator_cpu_share": round(cpu_share, 3),
-        },  # fmt: skip
+        },
         verdict="INVALID" if reasons else "VALID",
         reasons=reasons,
         goodput=float(np.count_nonzero(good <= slo.ms * 1000)) / run.duration_s,
@@ -134,7 +134,7 @@ def of_open(
             "lag_ms": run.lag_ms,
             "dropped": run.dropped,
             "generator_cpu_share": round(run.cpu_s / max(run.wall_s, 1e-9), 3),
-        },  # fmt: skip
+        },
         verdict=run.verdict,
         reasons=list(run.reasons),
         goodput=run.within(slo.ms),

@@ -84,11 +84,13 @@ class Observer:
 
     def metadata(self, model: str) -> dict[str, Any] | None:
         """The model's inputs and outputs."""
-        return self.get(f"/v2/models/{quote(model, safe='')}")
+        found: dict[str, Any] | None = self.get(f"/v2/models/{quote(model, safe='')}")
+        return found
 
     def config(self, model: str) -> dict[str, Any] | None:
         """The model's configuration as Triton has it."""
-        return self.get(f"/v2/models/{quote(model, safe='')}/config")
+        found: dict[str, Any] | None = self.get(f"/v2/models/{quote(model, safe='')}/config")
+        return found
 
     def statistics(self, model: str) -> Statistics | None:
         """Triton's counters of ``model``."""

@@ -185,18 +185,15 @@ class OpenLoop:
             "p99": lag.get_value_at_percentile(99) / 1000,
             "max": lag.get_max_value() / 1000,
         }
-        offered = len(self._schedule) / duration_s
-        span = max(sending_s, int(self._schedule[-1]) / 1e9 if len(self._schedule) else 0.0, 1e-9)
-        issued = (len(self._schedule) - dropped) / max(span, duration_s * 0.5)
-        scheduled = (
-            len(self._schedule) / max(int(self._schedule[-1]) / 1e9, duration_s * 0.5) if len(self._schedule) else 0.0
-        )
+        count = len(self._schedule)
+        last_s = int(self._schedule[-1]) / 1e9 if count else 0.0
+        scheduled = count / max(last_s, duration_s * 0.5)
+        issued = (count - dropped) / max(sending_s, last_s, duration_s * 0.5)
         reasons = _reasons(
             len(recording), dropped, lags["p99"], self._max_lag_ms, issued, scheduled, cpu / max(wall, 1e-9)
         )
-        return OpenRun(
-            offered, issued, max(1e-9, duration_s - warmup_s), recording, dropped, lags, cpu, wall, tuple(reasons)
-        )  # fmt: skip
+        span = max(1e-9, duration_s - warmup_s)
+        return OpenRun(count / duration_s, issued, span, recording, dropped, lags, cpu, wall, tuple(reasons))
 
 
 def _reasons(

@@ -21,7 +21,7 @@ def constant(rate: float, duration_s: float) -> Schedule:
     """``rate`` requests a second, evenly spaced from 0, for ``duration_s`` seconds."""
     _positive(rate, duration_s)
     count = int(rate * duration_s)
-    return (np.arange(count, dtype=np.float64) * (NS / rate)).astype(np.int64)
+    return np.asarray(np.arange(count, dtype=np.float64) * (NS / rate), dtype=np.int64)
 
 
 def poisson(rate: float, duration_s: float, seed: int) -> Schedule:
@@ -31,7 +31,8 @@ def poisson(rate: float, duration_s: float, seed: int) -> Schedule:
     expected = rate * duration_s
     gaps = numbers.exponential(NS / rate, int(expected + 6 * expected**0.5) + 16)
     offsets = np.cumsum(gaps)
-    return offsets[offsets < duration_s * NS].astype(np.int64)
+    inside: Schedule = offsets[offsets < duration_s * NS].astype(np.int64)
+    return inside
 
 
 def steps(segments: Sequence[tuple[float, float]], seed: int) -> Schedule:

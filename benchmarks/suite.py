@@ -90,7 +90,7 @@ def read(name: str) -> Suite:
         if path.suffix == ".yaml":
             data = path.read_bytes()
         elif name in names():
-            data = files("benchmarks").joinpath("suites", f"{name}.yaml").read_bytes()
+            data = (files("benchmarks") / "suites" / f"{name}.yaml").read_bytes()
         else:
             raise SuiteError(f"no suite {name!r}; there are: {', '.join(names())} (or give a .yaml file)")
         suite = msgspec.yaml.decode(data, type=Suite)

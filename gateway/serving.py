@@ -15,10 +15,9 @@ import structlog
 import uvicorn
 
 from gateway.settings import Settings
+from gateway.transport import TransportLimits, end_late_connections, protocol_class
 
 log = structlog.get_logger(__name__)
-
-_MAX_HEADER_BYTES = 32 * 1024
 
 
 class PortInUse(Exception):
@@ -68,6 +67,7 @@ class Listeners:
         log.info("gateway.listening", http=self.addresses.http, grpc=self.addresses.grpc, admin=self.addresses.admin)
         on_ready(self.addresses)
         stopped = asyncio.create_task(stop.wait())
+        sweeper = asyncio.create_task(end_late_connections(lambda: self._http.server_state.connections))
         await asyncio.wait([stopped, *servers], return_when=asyncio.FIRST_COMPLETED)
         log.info("gateway.draining")
         on_drain()
@@ -77,6 +77,7 @@ class Listeners:
         self._admin.should_exit = True
         await servers[1]
         stopped.cancel()
+        sweeper.cancel()
         for open_socket in self._sockets:
             open_socket.close()
 
@@ -91,11 +92,16 @@ class _Server(uvicorn.Server):
 
 
 def _config(app: Any, settings: Settings) -> uvicorn.Config:
+    limits = TransportLimits(
+        max_connections=settings.max_connections,
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+    )
     return uvicorn.Config(
         app,
         interface="asgi3",
         loop="none",
-        http="httptools",
+        http=protocol_class(limits),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -103,11 +109,9 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=int(settings.keep_alive_s),
         timeout_graceful_shutdown=int(settings.drain_s),
         backlog=settings.backlog,
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
     )
 
 

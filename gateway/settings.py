@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     default_timeout_s: float = Field(30.0, gt=0, description="Deadline of a request that names none.")
     max_timeout_s: float = Field(300.0, gt=0, description="Longest deadline that a request may ask for.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body, after decompression.")
+    header_timeout_s: float = Field(10.0, gt=0, description="Seconds in which a request's headers must have arrived.")
     body_timeout_s: float = Field(30.0, gt=0, description="Seconds in which a request's body must have arrived.")
     max_queue: int = Field(2048, ge=1, description="Requests waiting for one model before 503 is answered.")
     coalesce: bool = Field(True, description="Let waiting requests for one model and shape travel to Triton together.")

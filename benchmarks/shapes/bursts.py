@@ -10,7 +10,7 @@ from typing import Any
 from locust import LoadTestShape, events
 
 
-@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator,unused-ignore]
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _arguments(parser: Any) -> None:
     parser.add_argument("--burst-users", type=int, default=8, help="Users between bursts")
     parser.add_argument("--burst-factor", type=int, default=8, help="How many times as many in a burst")
@@ -18,13 +18,13 @@ def _arguments(parser: Any) -> None:
     parser.add_argument("--burst-seconds", type=float, default=120.0, help="Seconds of the whole run")
 
 
-class Bursts(LoadTestShape):  # type: ignore[misc]
+class Bursts(LoadTestShape):
     """A quarter of each period is a burst."""
 
     def tick(self) -> tuple[int, float] | None:
         """Users and spawn rate now; None at the end."""
-        options = self.runner.environment.parsed_options
-        time = self.get_run_time()
+        options: Any = self.runner.environment.parsed_options if self.runner else None
+        time = float(self.get_run_time())  # type: ignore[no-untyped-call]
         if time > options.burst_seconds:
             return None
         inside = time % options.burst_period < options.burst_period / 4

@@ -10,17 +10,18 @@ from typing import Any
 from locust import LoadTestShape, events
 
 
-@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator,unused-ignore]
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _arguments(parser: Any) -> None:
     parser.add_argument("--step-seconds", type=float, default=20.0, help="Seconds of each step")
     parser.add_argument("--step-last", type=int, default=64, help="Users of the last step")
 
 
-class StepLoad(LoadTestShape):  # type: ignore[misc]
+class StepLoad(LoadTestShape):
     """1, 2, 4, … users."""
 
     def tick(self) -> tuple[int, float] | None:
         """Users and spawn rate now; None at the end."""
-        options = self.runner.environment.parsed_options
-        users = 2 ** int(self.get_run_time() // options.step_seconds)
+        options: Any = self.runner.environment.parsed_options if self.runner else None
+        time = float(self.get_run_time())  # type: ignore[no-untyped-call]
+        users = 2 ** int(time // options.step_seconds)
         return (users, users) if users <= options.step_last else None

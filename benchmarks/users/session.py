@@ -80,11 +80,10 @@ class Session:
         if type(self.environment.runner).__name__ == "WorkerRunner":
             return
         print("\nLatency of right answers, ms (HdrHistogram, 3 digits; - = too few samples)")
-        print(
-            f"{'':24}{'answers':>9}" + "".join(f"{name:>10}" for name in ("p50", "p90", "p95", "p99", "p99.9", "max"))
-        )
+        columns = ("p50", "p90", "p95", "p99", "p99.9", "max")
+        print(f"{'':24}{'answers':>9}" + "".join(f"{name:>10}" for name in columns))
         for name, value in self.summary().items():
-            found = [value["percentiles"][wanted] for wanted in ("p50", "p90", "p95", "p99", "p99.9")]
+            found = [value["percentiles"][wanted] for wanted in columns[:-1]]
             cells = [*found, value["max"]]
             print(f"{name:24}{value['samples']:>9}" + "".join(f"{_cell(cell):>10}" for cell in cells))
         if self._out:
@@ -104,13 +103,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--tidegate-key", default=os.environ.get("TIDEGATE_KEY", ""), is_secret=True, help="API key (TIDEGATE_KEY)"
     )
-    parser.add_argument(
-        "--tidegate-models", default="", help="Comma-separated models to load; default: all that are ready"
-    )
+    parser.add_argument("--tidegate-models", default="", help="Models to load, comma-separated; default: all ready")
     parser.add_argument("--seed", type=int, default=1, help="Seed of the inputs")
-    parser.add_argument(
-        "--hdr-out", default="", include_in_web_ui=False, help="Folder for HdrHistograms and latency.json"
-    )
+    parser.add_argument("--hdr-out", default="", include_in_web_ui=False, help="Folder for HdrHistograms")
 
 
 def served(host: str, key: str | None) -> set[str] | None:

@@ -129,7 +129,8 @@ def with_comment(jpeg: bytes, number: int) -> bytes:
 
 def _load(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as picture:
-        return picture.convert("RGB")
+        converted: Image.Image = picture.convert("RGB")
+        return converted
 
 
 def _jpeg(picture: Image.Image, quality: int) -> bytes:

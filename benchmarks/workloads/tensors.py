@@ -157,7 +157,7 @@ class RawModel(Workload):
         shape = [1, *(length if size < 0 else int(size) for size in spec["shape"][1:])]
         role = name.split("__", maxsplit=1)[0]
         if role == "attention_mask":
-            values = np.ones(shape)
+            values: Any = np.ones(shape)
         elif role == "token_type_ids":
             values = np.zeros(shape)
         elif datatype == "UINT8":

@@ -11,7 +11,7 @@ from importlib.resources import files
 
 def lines(file: str) -> list[str]:
     """The lines of a file in ``benchmarks/data``."""
-    text = files("benchmarks").joinpath("data", file).read_text(encoding="utf-8")
+    text = (files("benchmarks") / "data" / file).read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]
 
 

@@ -211,7 +211,7 @@ class Audit:
         except Unavailable as error:
             # The change is committed and signed in the store; the next one is refused until the
             # anchor can be written again.
-            log.error("audit_anchor_failed", error=str(error.__cause__))
+            log.error("audit.anchor_failed", error=str(error.__cause__))
 
     async def _anchor(self) -> None:
         """Write what the anchor file lacks. Raises ``Unavailable``."""

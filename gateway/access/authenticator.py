@@ -282,7 +282,7 @@ class Authenticator:
             if touch:
                 await self._touch()
         except Unavailable as error:
-            log.warning("authenticator_flush_failed", error=error.code)
+            log.warning("access.flush_failed", error=error.code)
 
     async def _touch(self) -> None:
         now = self._wall_clock()

@@ -330,7 +330,7 @@ class Budgets:
             try:
                 await self.flush()
             except Unavailable:
-                log.warning("budgets_not_written")
+                log.warning("budgets.not_written")
 
     def _window(self, period: str) -> str:
         day = dt.datetime.fromtimestamp(self._wall_clock(), dt.timezone.utc).strftime("%Y-%m-%d")

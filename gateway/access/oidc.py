@@ -109,7 +109,7 @@ class KeySetCache:
                 self._jwks_url = str(document["jwks_uri"])
             keys = _signing_keys(await asyncio.to_thread(self._read, self._jwks_url))
         except (OSError, ValueError, KeyError, jwt.PyJWTError) as error:
-            log.warning("oidc_keys_not_fetched", error=type(error).__name__)
+            log.warning("oidc.keys_not_fetched", error=type(error).__name__)
             return
         self._set = _KeySet(keys, self._clock())
 

@@ -179,7 +179,7 @@ class Policies:
             except Unavailable:
                 continue  # what is known goes on to hold
             except (ValidationError, ValueError) as error:
-                log.error("policy_unreadable", error=type(error).__name__)
+                log.error("policy.unreadable", error=type(error).__name__)
 
 
 async def _revision(connection: AsyncConnection) -> int:

@@ -172,7 +172,7 @@ class SharedLimiter:
         if self._failures >= _FAILURES_TO_PAUSE:
             self._paused_until = self._clock() + _PAUSE_S
             if self._failures == _FAILURES_TO_PAUSE:
-                log.warning("limits_fall_back_to_local", error=type(error).__name__)
+                log.warning("limits.local", error=type(error).__name__)
 
     async def _beat(self) -> None:
         try:

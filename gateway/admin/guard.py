@@ -71,7 +71,7 @@ class Guard:
                 raise
             await _send_problem(send_with_id, error, call.request_id)
         except Exception:
-            log.exception("admin_request_failed", request_id=call.request_id)
+            log.exception("admin.failed", request_id=call.request_id)
             if started:  # answered by the application's own handler
                 return
             await _send_problem(send_with_id, Internal("Internal error."), call.request_id)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 _LOCK = "lock"
 _NEW = ".new-"
+_GONE = ".gone-"
 _STALE_S = 60.0
 
 
@@ -32,8 +33,13 @@ class JournalFolder:
         return self.path.name
 
     def remove(self) -> None:
-        """Delete the folder with all that is in it, and let go of the lock."""
-        shutil.rmtree(self.path)
+        """Delete the folder with all that is in it, and let go of the lock.
+
+        It loses its name first: half deleted, it is a journal no more.
+        """
+        gone = self.path.with_name(f"{_GONE}{self.path.name}")
+        self.path.rename(gone)
+        shutil.rmtree(gone)
         self.close()
 
     def close(self) -> None:
@@ -63,7 +69,9 @@ def orphans(root: Path) -> Iterator[JournalFolder]:
         return
     for path in sorted(root.iterdir()):
         if path.name.startswith(_NEW):
-            _sweep(path)
+            _sweep(path, _STALE_S)
+        elif path.name.startswith(_GONE):
+            _sweep(path, 0.0)
         elif not path.name.startswith(".") and (lock := _try_lock(path)) is not None:
             yield JournalFolder(path, lock)
 
@@ -92,8 +100,8 @@ def _try_lock(path: Path) -> int | None:
     return None
 
 
-def _sweep(path: Path) -> None:
-    """Remove what a process left that died while it made its folder; a young one may be being made."""
+def _sweep(path: Path, age_s: float) -> None:
+    """Remove what a process left that died while it made or deleted its folder; a young one may be being made."""
     with contextlib.suppress(OSError):
-        if time.time() - path.stat().st_mtime > _STALE_S:
+        if time.time() - path.stat().st_mtime >= age_s:
             shutil.rmtree(path)

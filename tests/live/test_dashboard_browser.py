@@ -51,8 +51,9 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, css)
 
     def one(self, css: str) -> WebElement:
-        self.wait(lambda: self.all(css), css)
-        return self.all(css)[0]
+        found: list[WebElement] = []
+        self.wait(lambda: found.extend(self.all(css)) or found, css)
+        return found[0]
 
     @property
     def text(self) -> str:
@@ -79,7 +80,7 @@ class Page:
         """Follow the sidebar's link."""
         link = next(link for link in self.all('[data-testid="stSidebarNavLink"]') if title in link.text)
         link.click()
-        self.wait(lambda: self.one("h1").text == title, f"the page {title}")
+        self.wait(lambda: any(heading.text == title for heading in self.all("h1")), f"the page {title}")
         self.settle()
 
     def choose(self, key: str, option: str) -> None:

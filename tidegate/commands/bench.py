@@ -11,8 +11,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 import uvloop
 
+from benchmarks import cost, runner
+from benchmarks import suite as suites
 from benchmarks.overhead import Comparison, Leg, compare
 from benchmarks.recording import as_dict
+from benchmarks.report import tables
+from benchmarks.report import write as report
 from benchmarks.stack import Stack, StackError
 from benchmarks.workloads import WORKLOADS
 from tidegate.console import JsonFlag, err, fail, print_json, print_table, progress
@@ -132,7 +136,7 @@ def _print_overhead(comparisons: list[Comparison]) -> None:
                     leg["added_median_ms"] or "",
                     f"{leg['client_cpu_us']:.0f}",
                     leg["faults"],
-                ]  # fmt: skip
+                ]
             )
             if leg["fault"]:
                 err.print(f"[yellow]{comparison.protocol} {comparison.concurrency}:[/] {leg['fault']}", highlight=False)
@@ -146,3 +150,61 @@ def _start(stack: ExitStack, models: list[str], repository: Path) -> Stack:
         return stack.enter_context(Stack(models, model_repository=repository))
     except StackError as error:
         fail(str(error))
+
+
+@app.command("run")
+def run_suite(
+    suite: Annotated[str, typer.Argument(help=f"Suite ({', '.join(suites.names())}) or a .yaml file.")] = "quick",
+    url: Annotated[str | None, typer.Option(help="Gateway to load; default: a stack is started.")] = None,
+    grpc_url: Annotated[str | None, typer.Option(help="Its gRPC address, host:port.")] = None,
+    key: Annotated[str | None, typer.Option(help="API key.", envvar="TIDEGATE_KEY")] = None,
+    tenant_key: Annotated[list[str] | None, typer.Option(help="Further keys for mixed tenants; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; default: benchmarks/results/<suite>.")] = None,
+    duration: Annotated[
+        float | None, typer.Option(min=1, help="Seconds of each measurement, in place of the suite's.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="3 s each, one run, fewer points: a rehearsal.")] = False,
+    prices: Annotated[Path | None, typer.Option(help="Price list in place of the suite's own.")] = None,
+    machine: Annotated[str, typer.Option(help="Machine of the price list that stands for this one.")] = "cpu-2",
+    seed: Seed = 1,
+    model_repository: Repository = Path("model_repository"),
+    json_: JsonFlag = False,
+) -> None:
+    """Run a suite and write its report: HTML with plots, Markdown, JSON and every sample.
+
+    Example: tidegate bench run tasks --url http://127.0.0.1:8080 --key "$(cat .tidegate/demo.key)"
+    """
+    try:
+        chosen = suites.shortened(suites.read(suite), duration_s=duration, quick=quick)
+        priced = cost.machine(cost.read_prices(prices), machine)
+    except (suites.SuiteError, cost.PricesError) as error:
+        fail(str(error), code=2)
+    if url is not None and len(chosen.variants) > 1:
+        fail("this suite changes the stack's settings, so it starts its own: leave out --url", code=2)
+    folder = out or Path("benchmarks") / "results" / chosen.name
+    plan = runner.Plan(
+        chosen, folder, seed, priced, url, f"grpc://{grpc_url.removeprefix('grpc://')}" if grpc_url else None, key,
+        list(tenant_key or []), model_repository, say=lambda text: err.print(f"  {text}", highlight=False, markup=False),
+    )  # fmt: skip
+    try:
+        results = _run(runner.run(plan))
+    except StackError as error:
+        fail(str(error))
+    page = report.write(results, folder)
+    if json_:
+        print_json(as_dict(results))
+        return
+    for table in tables.tables(results)[:2]:
+        columns = [number for number, name in enumerate(table.columns) if name not in _HIDDEN]
+        rows = [[row.cells[number] for number in columns] for row in table.rows]
+        print_table(table.title, [table.columns[number] for number in columns], rows)
+    for reason in results.noise:
+        err.print(f"[yellow]not for headlines:[/] {reason}", highlight=False)
+    err.print(f"report: {page}", highlight=False)
+    if results.measurements and not any(item.valid for item in results.measurements):
+        fail("every measurement is INVALID")
+    if not results.measurements:
+        fail("nothing could be measured: " + "; ".join(results.skipped))
+
+
+_HIDDEN = {"remarks", "p99 service", "protocol", "60 %", "30 %", "objective"}

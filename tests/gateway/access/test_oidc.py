@@ -21,7 +21,6 @@ from gateway.access.oidc import KeySetCache, TokenVerifier, create_token_verifie
 from gateway.errors import Unauthenticated, Unavailable
 from tests.gateway.access.support import make_call
 
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.parametrize("migrated_settings", ["sqlite"], indirect=True),  # the database plays no part here

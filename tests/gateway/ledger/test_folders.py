@@ -63,6 +63,24 @@ def test_what_was_left_half_made_is_swept_once_it_is_old(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".new-young"]
 
 
+def test_what_was_left_half_deleted_is_swept_and_never_replayed(tmp_path):
+    gone = tmp_path / ".gone-dead"
+    gone.mkdir()
+    (gone / "000000000001.journal").touch()
+    assert list(orphans(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_a_journal_until_the_moment_it_is_removed(tmp_path, monkeypatch):
+    folder = create_folder(tmp_path, "mine")
+    (folder.path / "000000000001.journal").touch()
+    monkeypatch.setattr("shutil.rmtree", lambda path: (path / "lock").unlink())  # dies after the first file
+    folder.remove()
+    monkeypatch.undo()
+    assert list(orphans(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_folders_are_left_alone(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / ".damaged").mkdir()

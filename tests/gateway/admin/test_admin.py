@@ -1,0 +1,126 @@
+"""The operator's daily work over HTTP."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.access import keyformat
+
+
+async def test_the_life_of_a_key(operator, as_key, access):
+    assert (await operator.post("/admin/organisations", json={"name": "acme"})).status_code == 201
+    assert (await operator.post("/admin/projects", json={"name": "web", "organisation": "acme"})).status_code == 201
+    made = await operator.post(
+        "/admin/keys",
+        json={"project": "web", "label": "<b>shop</b>", "scopes": ["keys:admin"], "addresses": ["127.0.0.0/8"],
+              "expires_at": "2099-01-01T00:00:00Z"},
+    )  # fmt: skip
+    assert made.status_code == 201
+    assert made.headers["cache-control"] == "no-store"
+    key = made.json()
+    assert keyformat.parse(key["key"]).key_id == key["key_id"]
+    assert key["organisation"] == "acme"
+    path = f"/admin/keys/{key['key_id']}"
+    assert (await as_key(key["key"]).get(path)).json()["label"] == "<b>shop</b>"
+    assert "key" not in (await operator.get(path)).json()
+
+    rotated = await operator.post(f"{path}/rotate", json={"overlap_s": 0, "rotation": "first"})
+    assert rotated.json()["key"] != key["key"]
+    again = await operator.post(f"{path}/rotate", json={"overlap_s": 0, "rotation": "first"})
+    assert again.json()["key"] is None
+    assert (await as_key(key["key"]).get(path)).status_code == 401
+    assert (await as_key(rotated.json()["key"]).get(path)).status_code == 200
+
+    changed = await operator.patch(path, json={"label": "new", "models": ["qa"], "expires_at": None})
+    assert (changed.json()["label"], changed.json()["models"], changed.json()["expires_at"]) == ("new", ["qa"], None)
+    assert (await operator.patch(path, json={"label": None})).status_code == 422
+
+    assert (await operator.delete(path)).json()["state"] == "revoked"
+    assert (await operator.post(f"{path}/revoke")).status_code == 200
+    assert (await as_key(rotated.json()["key"]).get(path)).status_code == 401
+    assert (await operator.patch(path, json={"label": "x"})).status_code == 409
+
+
+async def test_keys_come_in_pages(operator, make_key):
+    for _ in range(5):
+        await make_key("web")
+    first = (await operator.get("/admin/keys", params={"project": "web", "limit": 3})).json()
+    rest = (await operator.get("/admin/keys", params={"project": "web", "after": first["next"]})).json()
+    assert (len(first["keys"]), len(rest["keys"]), rest["next"]) == (3, 2, None)
+
+
+async def test_tenants_are_listed(operator, tenant, victim):
+    assert (await operator.get("/admin/organisations")).json()["organisations"] == ["acme", "other", "tidegate"]
+    assert (await tenant.get("/admin/organisations")).json()["organisations"] == ["acme"]
+    assert [project["name"] for project in (await tenant.get("/admin/projects")).json()["projects"]] == ["web"]
+    assert (await tenant.post("/admin/projects", json={"name": "app"})).json() == {
+        "name": "app", "organisation": "acme",
+    }  # fmt: skip
+    assert (await tenant.post("/admin/projects", json={"name": "shop"})).status_code == 409
+    assert (await operator.post("/admin/projects", json={"name": "x", "organisation": "no"})).status_code == 404
+    assert (await operator.post("/admin/organisations", json={"name": "acme"})).status_code == 409
+
+
+async def test_tiers_and_limits(operator, tenant, access):
+    assert (await operator.put("/admin/tiers/gold", json={"requests_per_second": 5, "burst": 9})).status_code == 200
+    assert (await tenant.get("/admin/tiers")).json() == {"tiers": {"gold": {"requests_per_second": 5.0, "burst": 9}}}
+    assert (await tenant.put("/admin/limits/project/web", json={"concurrency": 3})).status_code == 200
+    await operator.put("/admin/limits/model/qa", json={"concurrency": 7})
+    assert len((await tenant.get("/admin/limits")).json()["limits"]) == 2
+    assert access.policies.current.rules["project", "web"].concurrency == 3
+    assert (await tenant.delete("/admin/limits/project/web")).status_code == 200
+    assert (await tenant.delete("/admin/limits/project/web")).status_code == 404
+    assert (await operator.delete("/admin/tiers/gold")).status_code == 200
+    for body in ({"burst": 0}, {"rps": 1}, {"concurrency": "x"}, []):
+        assert (await operator.put("/admin/tiers/gold", json=body)).status_code == 422
+    assert (await operator.put("/admin/limits/planet/web", json={})).status_code == 422
+
+
+async def test_budgets(operator, tenant, victim):
+    made = await tenant.put("/admin/budgets/project/web/day", json={"limit_usd": "1.000000000001"})
+    assert made.json()["limit_usd"] == "1.000000000001"
+    await operator.put("/admin/budgets/project/shop/month", json={"limit_usd": 5})
+    await operator.put("/admin/budgets/organisation/acme/month", json={"limit_usd": 5})
+    seen = (await tenant.get("/admin/budgets")).json()["budgets"]
+    assert [(budget["level"], budget["name"]) for budget in seen] == [("project", "web"), ("organisation", "acme")]
+    assert len((await operator.get("/admin/budgets")).json()["budgets"]) == 3
+    assert (await tenant.delete("/admin/budgets/project/web/day")).status_code == 200
+    for body in ({"limit_usd": -1}, {"limit_usd": "NaN"}, {"limit_usd": 1e9}, {"limit_usd": "x"}, {}):
+        assert (await operator.put("/admin/budgets/project/web/day", json=body)).status_code == 422
+    assert (await operator.put("/admin/budgets/project/web/year", json={"limit_usd": 1})).status_code == 422
+
+
+async def test_the_audit_is_read_and_verified(operator, tenant):
+    await operator.put("/admin/tiers/gold", json={"concurrency": 1})
+    records = (await operator.get("/admin/audit", params={"limit": 2})).json()["records"]
+    assert records[0]["action"] == "tier.set"
+    assert records[0]["address"] == "127.0.0.1"
+    assert records[0]["request_id"]
+    older = (await operator.get("/admin/audit", params={"before": records[-1]["sequence"]})).json()["records"]
+    assert older[0]["sequence"] == records[-1]["sequence"] - 1
+    found = (await operator.get("/admin/audit/verify")).json()
+    assert (found["whole"], found["finding"]) == (True, None)
+
+
+async def test_usage_is_the_projects_own(operator, as_key, make_key):
+    reader = as_key((await make_key("web", "usage:read")).text)
+    for client in (operator, reader):
+        assert (await client.get("/admin/usage", params={"group_by": "model"})).status_code == 200
+        assert (await client.get("/admin/usage/records")).status_code == 200
+    assert (await reader.get("/admin/keys")).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/admin/keys/{key_id}", "/admin/budgets/{level}/{name}/{period}", "/admin/usage"])
+async def test_the_description_names_every_route(operator, path):
+    assert path in (await operator.get("/admin/openapi.json")).json()["paths"]
+
+
+async def test_no_audit_no_change(operator, access, victim):
+    access.audit.anchor_file.unlink()
+    access.audit.anchor_file.mkdir()
+    await operator.put("/admin/tiers/one", json={"concurrency": 1})
+    answer = await operator.delete(f"/admin/keys/{victim.key_id}")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"].isdigit()
+    assert (await access.keys.get(victim.key_id)).revoked_at is None
+    access.audit.anchor_file.rmdir()

@@ -1,0 +1,196 @@
+"""Who may do what on the admin API: HOSTILE requests 1 to 14 of section 1.1 that concern it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "PROPFIND")
+PATHS = ("/admin", "/admin/", "/admin/keys", "/admin/keys/x", "/admin/audit", "/admin/audit/verify", "/admin/tiers/x",
+         "/admin/budgets/project/web/day", "/admin/usage", "/admin/openapi.json", "/admin/nothing")  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_no_route_and_no_method_answers_without_the_right(as_key, user, path):
+    for method in METHODS:
+        answer = await as_key(None).request(method, path)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        answer = await user.request(method, path)
+        assert answer.status_code == 403
+        if method != "HEAD":
+            assert answer.json()["code"] == "forbidden"
+        assert answer.headers["x-request-id"]
+
+
+async def test_problems_are_problem_json(as_key):
+    answer = await as_key("tg_live_nonsense").get("/admin/keys")
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert {"type", "title", "status", "detail", "instance"} <= set(body)
+    assert body["status"] == 401
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert "nonsense" not in answer.text
+
+
+async def test_a_tenant_sees_its_own_keys_only(tenant, victim):
+    listed = (await tenant.get("/admin/keys")).json()["keys"]
+    assert {key["organisation"] for key in listed} == {"acme"}
+    assert (await tenant.get("/admin/keys", params={"project": "shop"})).json()["keys"] == []
+
+
+async def test_another_tenants_key_does_not_exist(tenant, victim, access):
+    path = f"/admin/keys/{victim.key_id}"
+    missing = await tenant.get("/admin/keys/nonexistent0")
+    for answer in (
+        await tenant.get(path),
+        await tenant.patch(path, json={"label": "mine"}),
+        await tenant.post(f"{path}/rotate", json={}),
+        await tenant.post(f"{path}/revoke"),
+        await tenant.delete(path),
+    ):
+        assert answer.status_code == 404
+        assert answer.json()["detail"] == missing.json()["detail"]
+    assert await access.keys.get(victim.key_id) == victim
+
+
+async def test_another_tenants_project_takes_no_key_no_limit_no_budget(tenant, victim, access):
+    for answer in (
+        await tenant.post("/admin/keys", json={"project": "shop"}),
+        await tenant.post("/admin/projects", json={"name": "p", "organisation": "other"}),
+        await tenant.put("/admin/limits/project/shop", json={"concurrency": 1}),
+        await tenant.put(f"/admin/limits/key/{victim.key_id}", json={"concurrency": 1}),
+        await tenant.put("/admin/budgets/project/shop/day", json={"limit_usd": 1}),
+        await tenant.delete("/admin/budgets/project/shop/day"),
+    ):
+        assert answer.status_code == 404
+    assert access.policies.current.rules == {}
+
+
+async def test_what_is_the_operators_is_forbidden_to_tenants(tenant, make_key, as_key):
+    auditor = as_key((await make_key("web", "audit:read", "keys:admin", organisation="acme")).text)
+    for answer in (
+        await tenant.post("/admin/organisations", json={"name": "new"}),
+        await tenant.put("/admin/tiers/gold", json={"concurrency": 1000}),
+        await tenant.delete("/admin/tiers/default"),
+        await tenant.put("/admin/limits/model/qa", json={"concurrency": 1}),
+        await tenant.put("/admin/limits/organisation/acme", json={"concurrency": 10**6}),
+        await tenant.put("/admin/budgets/organisation/acme/month", json={"limit_usd": 10**6}),
+        await tenant.get("/admin/audit"),
+        await auditor.get("/admin/audit"),
+        await auditor.get("/admin/audit/verify"),
+    ):
+        assert answer.status_code == 403
+
+
+async def test_nobody_gives_a_right_that_he_lacks(tenant, access):
+    for scope in ("audit:read", "models:admin"):
+        answer = await tenant.post("/admin/keys", json={"project": "web", "scopes": ["infer", scope]})
+        assert answer.status_code == 403
+    own = (await tenant.get("/admin/keys")).json()["keys"][0]
+    answer = await tenant.patch(f"/admin/keys/{own['key_id']}", json={"scopes": ["keys:admin", "audit:read"]})
+    assert answer.status_code == 403
+    assert (await access.keys.get(own["key_id"])).scopes == tuple(own["scopes"])
+
+
+async def test_nobody_takes_over_a_key_that_may_more(tenant, make_key):
+    strong = await make_key("web", "infer", "audit:read", organisation="acme")
+    path = f"/admin/keys/{strong.key.key_id}"
+    assert (await tenant.post(f"{path}/rotate", json={})).status_code == 403
+    assert (await tenant.patch(path, json={"models": ["qa"]})).status_code == 403
+
+
+async def test_nobody_gives_a_model_that_he_may_not_use(as_key, make_key):
+    admin = as_key((await make_key("web", "keys:admin", organisation="acme", models=("digits",))).text)
+    assert (await admin.post("/admin/keys", json={"project": "web"})).status_code == 403
+    assert (await admin.post("/admin/keys", json={"project": "web", "models": ["qa"]})).status_code == 403
+    assert (await admin.post("/admin/keys", json={"project": "web", "models": ["digits"]})).status_code == 201
+
+
+@pytest.mark.parametrize("field", ["budget", "role", "organisation", "temp_budget_increase", "key_id", "is_admin"])
+async def test_fields_that_are_none_change_nothing(tenant, access, field):
+    answer = await tenant.post("/admin/keys", json={"project": "web", field: "x"})
+    assert answer.status_code == 422
+    assert answer.json()["param"] == field
+    own = (await tenant.get("/admin/keys")).json()["keys"]
+    answer = await tenant.patch(f"/admin/keys/{own[0]['key_id']}", json={field: "x", "label": "changed"})
+    assert answer.status_code == 422
+    assert (await tenant.get("/admin/keys")).json()["keys"] == own
+
+
+async def test_forged_headers_are_nothing(address, user, as_key):
+    forged = {"X-Forwarded-For": "127.0.0.1", "X-User": "root", "X-Tenant": "tidegate", "X-Scopes": "keys:admin",
+              "X-Request-Id": "mine"}  # fmt: skip
+    assert (await user.get("/admin/keys", headers=forged)).status_code == 403
+    assert (await as_key(None).get("/admin/keys", headers=forged)).status_code == 401
+
+
+async def test_a_key_in_the_url_is_no_key(as_key, make_key):
+    key = (await make_key("web", "keys:admin")).text
+    assert (await as_key(None).get("/admin/keys", params={"api_key": key})).status_code == 401
+    assert (await as_key(key).get("/admin/keys", params={"api_key": key})).status_code == 400
+    assert (await as_key(key).get("/admin/keys", headers={"X-API-Key": key})).status_code == 400
+
+
+async def raw(address, *lines: str) -> tuple[int, dict[str, str]]:
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1"))
+    await writer.drain()
+    answer = (await reader.read()).decode("latin-1")
+    writer.close()
+    await writer.wait_closed()
+    head, _, body = answer.partition("\r\n\r\n")
+    return int(head.split()[1]), json.loads(body) if body.startswith("{") else {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//admin/keys", "/admin//keys", "/admin/%6beys", "/admin/./keys", "/x/../admin/keys", "/admin/%2e%2e/admin/keys",
+     "/admin/keys;x", "/admin/keys%00", "/admin%2fkeys", "/ADMIN/keys", "/admin/keys%252f", "/admin/keys/"],
+)  # fmt: skip
+async def test_odd_paths_open_nothing(address, user, operator, path):
+    for client, expected in ((user, {403}), (operator, {404, 405})):
+        header = f"Authorization: {client.headers['authorization']}"
+        status, _ = await raw(address, f"GET {path} HTTP/1.1", "Host: evil", header)
+        assert status in expected
+
+
+async def test_two_authorization_headers_are_refused(address, operator):
+    header = f"Authorization: {operator.headers['authorization']}"
+    status, body = await raw(address, "GET /admin/keys HTTP/1.1", "Host: x", header, header)
+    assert (status, body["code"]) == (400, "malformed")
+
+
+async def test_sql_and_other_junk_in_authorization(as_key, address):
+    for junk in ("' OR 1=1--", "x" * 60_000, "tg_live_' UNION SELECT 1--"):
+        answer = await as_key(junk).get("/admin/keys")
+        assert answer.status_code in (401, 429)
+        assert "SQL" not in answer.text
+    status, _ = await raw(address, "GET /admin/keys HTTP/1.1", "Host: x", "Authorization: Bearer \xff\xfe")
+    assert status in (401, 429)
+
+
+async def test_refusals_are_in_the_audit_once(user, as_key, access, operator):
+    await user.get("/admin/keys")
+    await as_key("tg_live_nonsense").get("/admin/keys")
+    await access.authenticator._flush(touch=False, all_=True)
+    records = [record for record in await access.audit.records(limit=1000) if record.action == "auth.refused"]
+    assert len(records) == 1
+    details = json.loads(records[0].details)
+    assert details["invalid"] == 1
+    assert [name.split()[0] for name in details if name != "invalid"] == ["forbidden"]
+
+
+async def test_a_body_too_large_is_refused(operator, tenant):
+    answer = await operator.post("/admin/keys", content=b" " * 70_000)
+    assert answer.status_code == 413
+    assert (await operator.get("/admin/keys")).status_code == 200
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b'{"project": NaN}', b"[" * 5000])
+async def test_a_body_that_is_none_is_refused(operator, content):
+    answer = await operator.post("/admin/keys", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert answer.headers["content-type"] == "application/problem+json"
