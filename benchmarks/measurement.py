@@ -66,8 +66,8 @@ class Measurement(msgspec.Struct, kw_only=True):
     triton_ms: dict[str, float] = {}
     cpu_us_per_request: dict[str, float] = {}
     rss_bytes: int | None = None
-    usage: dict[str, int] | None = None
-    usage_matches: bool | None = None
+    usage_records: int | None = None
+    """Written for this run, warm-up included; they equal the 2xx, or the run is INVALID."""
     tenants: dict[str, Latency] = {}
     interval: Interval | None = None
 
@@ -149,30 +149,29 @@ def attach(
     statistics: Statistics | None = None,
     before: Resources | None = None,
     after: Resources | None = None,
-    usage: dict[str, int] | None = None,
-    answered: int | None = None,
+    answered: int = 0,
+    usage_records: int | None = None,
 ) -> None:
     """Add what the system said about itself during the run.
 
-    ``usage`` are the records that came, ``answered`` the 2xx that the clients got; where they differ
-    the run is INVALID: requests were lost or counted twice.
+    ``answered`` are the 2xx that the clients got, warm-up included; where the usage records that came
+    differ, the run is INVALID: requests were lost or counted twice.
     """
     if statistics is not None and statistics.executions:
         measurement.mean_batch = statistics.mean_batch
         measurement.batches = {str(size): count for size, count in sorted(statistics.batches.items())}
         measurement.triton_ms = statistics.split_ms()
     if before is not None and after is not None:
-        requests = max(1, sum(measurement.counts.values()))
         measurement.cpu_us_per_request = {
-            name: (seconds - before.cpu_s.get(name, 0.0)) / requests * 1e6 for name, seconds in after.cpu_s.items()
+            name: (seconds - before.cpu_s.get(name, 0.0)) / max(1, answered) * 1e6
+            for name, seconds in after.cpu_s.items()
         }
         measurement.rss_bytes = after.rss_bytes
-    if usage is not None and answered is not None:
-        measurement.usage = usage
-        measurement.usage_matches = usage["completed"] == answered
-        if not measurement.usage_matches:
+    if usage_records is not None:
+        measurement.usage_records = usage_records
+        if usage_records != answered:
             measurement.verdict = "INVALID"
-            measurement.reasons.append(f"{usage['completed']} usage records for {answered} answered requests")
+            measurement.reasons.append(f"{usage_records} usage records for {answered} answered requests")
 
 
 def latency_of_tenant(recording: Recording, tenant: int) -> Latency:

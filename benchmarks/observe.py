@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
@@ -12,8 +10,6 @@ from urllib.request import Request, urlopen
 
 import msgspec
 import psutil
-
-SETTLE_S = 10.0
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -97,25 +93,12 @@ class Observer:
         found = self.get(f"/v2/models/{quote(model, safe='')}/stats")
         return read_statistics(found["model_stats"]) if found and "model_stats" in found else None
 
-    def usage(self) -> dict[str, int] | None:
-        """Usage records by state, of everything the key may see; None without ``usage:read``."""
+    def completed(self) -> int | None:
+        """Completed usage records of everything the key may see; None without ``usage:read``."""
         found = self.get("/admin/usage?group_by=model")
         if not found or "usage" not in found:
             return None
-        states = ("requests", "completed", "failed", "client_closed")
-        return {state: sum(int(row.get(state, 0)) for row in found["usage"]) for state in states}
-
-    async def usage_grown(self, before: dict[str, int], completed: int) -> dict[str, int] | None:
-        """Records written since ``before``; waits up to ``SETTLE_S`` until ``completed`` are there."""
-        deadline = time.monotonic() + SETTLE_S
-        while True:
-            now = await asyncio.to_thread(self.usage)
-            if now is None:
-                return None
-            grown = {state: now[state] - before[state] for state in now}
-            if grown["completed"] >= completed or time.monotonic() > deadline:
-                return grown
-            await asyncio.sleep(0.2)
+        return sum(int(row["completed"]) for row in found["usage"])
 
 
 def read_statistics(items: list[dict[str, Any]]) -> Statistics:

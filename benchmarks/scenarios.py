@@ -25,6 +25,8 @@ CONNECTIONS = 512
 TIMEOUT_S = 10.0
 RING = 2048
 RECOVERY_S = 5.0
+USAGE_S = 15.0
+"""How long usage records are waited for."""
 
 
 class ScenarioError(Exception):
@@ -67,9 +69,13 @@ class Bench:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._position = 0
+        self._usage_base: int | None = None
+        self._answered = 0
 
     async def run(self, scenario: Scenario) -> list[Measurement]:
         """All measurements of ``scenario``. Raises :class:`ScenarioError` or ``OSError``."""
+        if self._usage_base is None:
+            self._usage_base = await self._settled_usage()
         return await SCENARIOS[scenario.kind](self, scenario)
 
     async def workload(self, scenario: Scenario, client: Client) -> Workload:
@@ -82,6 +88,7 @@ class Bench:
         refused = 0
         for payload in payloads:
             exchange = await client.post(payload)
+            self._answered += 200 <= exchange.status < 300
             if exchange.status != 200:
                 text = exchange.body[:160].decode("utf-8", "replace")
                 raise ScenarioError(f"{scenario.workload} answers {exchange.status or 'nothing'}: {text}")
@@ -126,7 +133,7 @@ class Bench:
         start = self._next()
         ring = prepare(client, workload, min(len(schedule), RING), start) if len(schedule) <= RING else ()
         loop = OpenLoop(
-            client, workload, schedule, ring=ring, start=0 if ring else start, max_lag_ms=scenario.max_lag_ms,
+            client, workload, schedule, ring=ring, start=0 if ring else start, max_lag_ms=scenario.lag_limit_ms,
             cancel_every=cancel_every, tenant=tenant,
         )  # fmt: skip
         runs: list[OpenRun] = []
@@ -141,36 +148,38 @@ class Bench:
             self.target.keep(f"{scenario.kind}-{scenario.workload}-{scenario.protocol}-{label}", run.recording)
             return result, loop.answered
 
-        result = await self._observed(workload.model, go, exact_usage=not cancel_every)
+        result = await self._observed(workload.model, go, cancelled=bool(cancel_every))
         return result, runs[0]
 
     async def peak(self, scenario: Scenario, client: Client, workload: Workload) -> float:
         """Right answers a second of a short closed loop with many users: what rates are derived from."""
         users = 64 if workload.name == "identity" else 16
-        run = await ClosedLoop(client, workload, users, start=self._next()).run(max(2.0, scenario.duration_s / 4), 0.5)
+        loop = ClosedLoop(client, workload, users, start=self._next())
+        run = await loop.run(max(2.0, scenario.duration_s / 4), 0.5)
+        self._answered += loop.answered
         if run.throughput <= 0:
             raise ScenarioError(f"{scenario.workload}: no right answers; {run.recording.statuses()}")
         self.target.say(f"{scenario.workload}: {run.throughput:,.0f}/s with {users} users")
         return run.throughput
 
     async def _observed(
-        self, model: str, go: Callable[[], Awaitable[tuple[Measurement, int]]], *, exact_usage: bool = True
+        self, model: str, go: Callable[[], Awaitable[tuple[Measurement, int]]], *, cancelled: bool = False
     ) -> Measurement:
         observer, pid = self.target.observer, self.target.pid
-        usage_before = await self._settled_usage()
         statistics_before = await asyncio.to_thread(observer.statistics, model)
         resources_before = resources(pid) if pid else None
         result, answered = await go()
         resources_after = resources(pid) if pid else None
         statistics = await asyncio.to_thread(observer.statistics, model)
-        grown = await observer.usage_grown(usage_before, answered) if usage_before is not None else None
+        self._answered += answered
+        extra = await self._unexpected_usage(cancelled=cancelled)
         measure.attach(
             result,
             statistics=statistics - statistics_before if statistics and statistics_before else None,
             before=resources_before,
             after=resources_after,
-            usage=grown,
-            answered=answered if exact_usage else None,
+            answered=answered,
+            usage_records=None if extra is None else answered + extra,
         )
         self.target.say(
             f"{result.scenario} {result.workload} {result.protocol} {result.label}: "
@@ -178,18 +187,41 @@ class Bench:
         )
         return result
 
-    async def _settled_usage(self) -> dict[str, int] | None:
-        """Usage records once no more are being written: those of earlier requests must not count for this run."""
+    async def _settled_usage(self) -> int | None:
+        """Completed usage records of the key once no more are being written; None if it may not see them."""
         observer = self.target.observer
-        last = await asyncio.to_thread(observer.usage)
-        deadline = time.monotonic() + 5
+        last = await asyncio.to_thread(observer.completed)
+        deadline = time.monotonic() + USAGE_S
         while last is not None and time.monotonic() < deadline:
-            await asyncio.sleep(0.6)
-            now = await asyncio.to_thread(observer.usage)
+            await asyncio.sleep(1.2)
+            now = await asyncio.to_thread(observer.completed)
             if now == last:
                 break
             last = now
         return last
+
+    async def _unexpected_usage(self, *, cancelled: bool) -> int | None:
+        """Usage records that there are too many (negative: too few) for the 2xx counted since the last check.
+
+        A request whose client has gone may have been answered already: after cancellations the counts
+        start anew, unjudged.
+        """
+        if self._usage_base is None:
+            return None
+        expected = self._usage_base + self._answered
+        found = None
+        deadline = time.monotonic() + USAGE_S
+        while time.monotonic() < deadline:
+            found = await asyncio.to_thread(self.target.observer.completed)
+            if found is None or found >= expected:
+                break
+            await asyncio.sleep(0.2)
+        if cancelled or found is None or found != expected:
+            self._usage_base = await self._settled_usage()
+        else:
+            self._usage_base = found
+        self._answered = 0
+        return None if cancelled or found is None else found - expected
 
     def _next(self) -> int:
         """A range of request numbers that no other run uses."""

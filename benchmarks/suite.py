@@ -45,8 +45,14 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Requests a second; None derives it from the peak that a short closed loop finds."""
     factors: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)
     """Overload: multiples of the peak."""
-    max_lag_ms: float = 1.0
-    """Schedule lag (p99) beyond which an open-loop run is INVALID."""
+    max_lag_ms: float | None = None
+    """Schedule lag (p99) beyond which an open-loop run is INVALID; default: 5 % of the objective, at least 1 ms.
+    (Lag is part of the latency here; where generator and system share cores it cannot be below a millisecond.)"""
+
+    @property
+    def lag_limit_ms(self) -> float:
+        """``max_lag_ms``, or its default."""
+        return self.max_lag_ms if self.max_lag_ms is not None else max(1.0, 0.05 * self.slo.ms)
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -33,7 +33,8 @@ PAGES = {
     ],
 }
 
-st.set_page_config(page_title="Tidegate", page_icon=":material/waves:", layout="wide")
+# A file of ours: for a Material icon the visitor's browser would ask a font server elsewhere.
+st.set_page_config(page_title="Tidegate", page_icon=_HERE / "favicon.svg", layout="wide")
 st.html("<style>[data-testid=stMainBlockContainer]{padding-top:3.2rem}</style>")
 st.logo(_HERE / "logo.svg", size="large")
 

@@ -181,9 +181,13 @@ def load_module(folder: Path, task: TaskName) -> nn.Module:
     if task not in AUTO_MODELS:
         raise SourceError(f"checkpoints cannot be added for task {task!r}; there are: {', '.join(AUTO_MODELS)}")
     with _loading(folder):
-        model: Any = AUTO_MODELS[task].from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **_attention(task)
-        )
+        model, report = AUTO_MODELS[task].from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True,
+            **_attention(task),
+        )  # fmt: skip
+    missing = sorted(name for name in report["missing_keys"] if ".pooler." not in f".{name}")
+    if missing:
+        raise SourceError(f"{folder.name}: the checkpoint has no weights for {missing[0]}; was it trained for {task}?")
     model.eval()
     if task == "translation":
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))

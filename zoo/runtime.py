@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,7 +72,10 @@ class TorchRunner(ModuleRunner):
 
     def __init__(self, model: Path, recipe: Recipe) -> None:
         load: Any = torch.jit.load
-        super().__init__(load(str(model), map_location="cpu").eval(), recipe)
+        with warnings.catch_warnings():  # its successor is not what Triton's libtorch backend reads
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module = load(str(model), map_location="cpu")
+        super().__init__(module.eval(), recipe)
 
     def run(self, inputs: Mapping[str, Array]) -> Arrays:
         """Outputs by name. Unoptimised: every new shape would be optimised for, which takes longer than it runs."""

@@ -41,9 +41,9 @@ def marian_tokenizer(folder: Path, *, unknown: str, end: str, padding: str) -> T
     scheme = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in (end, padding, unknown)])
     languages = [token for token in vocabulary if token.startswith(">>") and token.endswith("<<")]
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in languages])
+    special = (end, padding, unknown, *languages)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, vocabulary[end])]
     )

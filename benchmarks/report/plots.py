@@ -20,9 +20,7 @@ CLOSED = ("closed_sweep", "single_stream", "offline")
 
 def draw(results: Results) -> dict[str, str]:
     """SVG by title; a plot without data is left out."""
-    valid = [
-        measurement for measurement in results.measurements if measurement.valid and sum(measurement.counts.values())
-    ]
+    valid = [item for item in results.measurements if item.valid and any(item.counts.values())]
     plots: dict[str, str] = {}
     for title, plot in PLOTS.items():
         figure = Figure(figsize=SIZE, layout="constrained")
@@ -103,7 +101,7 @@ def _timeline(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bo
 def _batches(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bool:
     drawn = False
     for name, group in series([item for item in valid if item.scenario in CLOSED and item.mean_batch]).items():
-        points = sorted((item.load["users"], item.mean_batch) for item in group)
+        points = sorted((item.load["users"], item.mean_batch or 0.0) for item in group)
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
         drawn = True
     axes.set_xlabel("users")

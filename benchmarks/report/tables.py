@@ -71,8 +71,8 @@ def _results(results: Results) -> Table:
             )
         )  # fmt: skip
     columns = (
-        "scenario", "workload", "protocol", "load", "answers/s", "goodput/s", "p50", "p95", "p99", "p99 service", "shed",
-        "faults", "objective", "verdict", "remarks",
+        "scenario", "workload", "protocol", "load", "answers/s", "goodput/s", "p50", "p95", "p99", "p99 service",
+        "shed", "faults", "objective", "verdict", "remarks",
     )  # fmt: skip
     note = (
         "Latency in ms from the intended time (service: from sending); - means too few samples for that percentile. "
@@ -123,9 +123,7 @@ def _server_side(results: Results) -> Table:
             continue
         triton = item.triton_ms
         cpu = ", ".join(f"{name} {value:,.0f}" for name, value in sorted(item.cpu_us_per_request.items()) if value >= 1)
-        usage = (
-            "" if item.usage is None else f"{item.usage['completed']}" + ("" if item.usage_matches else " (differs)")
-        )
+        usage = "-" if item.usage_records is None else str(item.usage_records)
         rows.append(
             Row(
                 (

@@ -40,10 +40,14 @@ def _facts(results: Results) -> list[str]:
     commit = (git["commit"][:12] or "unknown") + (" with local changes" if git["dirty"] else "")
     return [
         f"{results.environment['utc']}, commit {commit}, seed {results.seed}, {results.suite.runs} run(s)",
-        f"{where['processor']}, {where['cores_usable']} cores, {where['memory_bytes'] / 2**30:.0f} GiB, "
-        f"Linux {where['kernel']}, Python {software['python']}; GPU: {', '.join(where['gpu']) or 'none'}",
-        f"load generator: {results.environment['network']['load_generator']}, TLS off, keep-alive on; "
-        "it shares the cores with the system it measures",
+        (
+            f"{where['processor']}, {where['cores_usable']} cores, {where['memory_bytes'] / 2**30:.0f} GiB, "
+            f"Linux {where['kernel']}, Python {software['python']}; GPU: {', '.join(where['gpu']) or 'none'}"
+        ),
+        (
+            f"load generator: {results.environment['network']['load_generator']}, TLS off, keep-alive on; "
+            "it shares the cores with the system it measures"
+        ),
         f"command: {results.environment['command']}",
     ]
 

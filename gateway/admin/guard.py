@@ -5,6 +5,7 @@ It stands before the routing, so that no method and no path answers a caller wit
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -19,7 +20,16 @@ from gateway.access.audit import Actor
 from gateway.access.authenticator import Authenticator
 from gateway.access.credentials import find_credential
 from gateway.access.key import OPERATOR
-from gateway.errors import Forbidden, GatewayError, Internal, Malformed, NotFound, TooLarge
+from gateway.errors import (
+    ClientClosed,
+    ClientTimeout,
+    Forbidden,
+    GatewayError,
+    Internal,
+    Malformed,
+    NotFound,
+    TooLarge,
+)
 from gateway.types import Call, Principal
 
 log = structlog.get_logger(__name__)
@@ -31,6 +41,7 @@ AsgiApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
 PREFIX = "/admin"
 MAX_BODY = 64 * 1024
+BODY_TIMEOUT_S = 10.0
 _QUOTA = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 _REDUCED = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 
@@ -65,7 +76,9 @@ class Guard:
             scope.setdefault("state", {}).update(
                 principal=principal, actor=Actor(principal.key_id, call.request_id, call.client_address)
             )
-            await self._app(scope, _limited(receive), send_with_id)
+            await self._app(scope, _replay(await _read(receive), receive), send_with_id)
+        except ClientClosed:
+            return
         except GatewayError as error:
             if started:
                 raise
@@ -141,15 +154,36 @@ def _call(scope: AsgiScope) -> Call:
     return Call(identity, identity, "admin", "admin", client_address=client[0] if client else "")
 
 
-def _limited(receive: Receive) -> Receive:
-    received = 0
+async def _read(receive: Receive) -> bytes:
+    """Read the body. Raises ``TooLarge``, ``ClientTimeout``, ``ClientClosed``."""
 
-    async def limited() -> MutableMapping[str, Any]:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > MAX_BODY:
-            raise TooLarge(f"The body may have {MAX_BODY} bytes.")
-        return message
+    async def read() -> bytes:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientClosed("The client went away.")
+            body += message.get("body", b"")
+            if len(body) > MAX_BODY:
+                raise TooLarge(f"The body may have {MAX_BODY} bytes.")
+            if not message.get("more_body", False):
+                return bytes(body)
 
-    return limited
+    try:
+        return await asyncio.wait_for(read(), BODY_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        raise ClientTimeout("The body did not arrive in time.") from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Hand out a body that was read already, then what really comes."""
+    sent = False
+
+    async def replayed() -> MutableMapping[str, Any]:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed

@@ -19,7 +19,7 @@ from gateway.dialects import tei_schemas as schemas
 from gateway.dialects.http import Request, Response, Route
 from gateway.dialects.json import encode
 from gateway.dialects.openai import EMBEDDINGS_ANSWER, decode_embeddings, encode_embeddings, run_embeddings
-from gateway.errors import GatewayError, NotFound, NotImplementedHere, Unavailable
+from gateway.errors import GatewayError, NotFound, Unavailable
 from gateway.pipeline import Pipeline
 from gateway.tasks import task_names
 from gateway.tasks.answers import Embeddings, Labels, Similarities, TokenEmbeddings
@@ -134,7 +134,7 @@ class Tei:
         return encode([matrix.tolist() for matrix in answer.items]), characters(asked.inputs)
 
     async def _embed_sparse(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:  # noqa: ARG002
-        raise NotImplementedHere("no model here makes sparse embeddings")
+        raise NotFound("the model makes no sparse embeddings", param="model")
 
     async def _predict(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:
         asked = codec.decode_body(request, codec.PredictBody)

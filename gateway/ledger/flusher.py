@@ -26,7 +26,8 @@ log = structlog.get_logger(__name__)
 
 DAMAGED = ".damaged"
 """Folder beside the journals for segments with damage in the middle, and for records no database takes."""
-_BATCH = 500
+_BATCH = 4000
+"""Frames in one transaction: large enough that most calls are in it from their begin to their settled cost."""
 _DATA_ERRORS = ("22", "23")  # SQLSTATE classes: the data is at fault, not the database
 
 
@@ -83,10 +84,10 @@ class Flusher:
     async def _flush_segment(self, journal: Journal, segment: Segment) -> None:
         written = segment.size
         data = journal.read(segment, self._offset)
-        for batch in self._reader.batches(data, self._offset):
+        async for batch in self._reader.batches(data, self._offset):
             await self._commit(batch)
-            self._report(segment.path, batch.damage)
             self._offset = batch.end
+            self._report(segment.path, batch.damage)
         if self._offset < written:
             log.error("journal.truncated", segment=segment.path.name, offset=self._offset, written=written)
             self.damaged += 1
@@ -100,7 +101,7 @@ class Flusher:
         reader = BatchReader(folder.gateway_id, _BATCH)
         paths = sorted(folder.path.glob(f"*{SUFFIX}"))
         for path in paths:
-            for batch in reader.batches(await asyncio.to_thread(path.read_bytes), 0):
+            async for batch in reader.batches(await asyncio.to_thread(path.read_bytes), 0):
                 await self._commit(batch, mine=False)
                 self._report(path, batch.damage)
         await self.close_open(folder.gateway_id)

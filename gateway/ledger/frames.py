@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 RECORD = 1
 """Payload: one :class:`~gateway.store.usage.UsageRecord`."""
@@ -21,8 +21,7 @@ HEADER = struct.Struct("<3sBII")
 MAX_PAYLOAD = 2**20
 
 
-@dataclass(slots=True, frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """An intact frame; ``end`` is the offset behind it."""
 
     kind: int
@@ -30,8 +29,7 @@ class Frame:
     end: int
 
 
-@dataclass(slots=True, frozen=True)
-class Damage:
+class Damage(NamedTuple):
     """Bytes from ``start`` to ``end`` that are no frame."""
 
     start: int

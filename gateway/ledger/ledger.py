@@ -93,6 +93,7 @@ class Ledger:
         self._sync_each = settings.journal_sync_ms == 0
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
+        self._settled = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._next_orphans = 0.0
         self._next_reap = time.monotonic() + _REAP_EVERY_S
@@ -122,6 +123,7 @@ class Ledger:
         if not self._tasks:
             return
         self._stopping.set()
+        self._settled.set()
         _, late = await asyncio.wait(self._tasks, timeout=_STOP_TIMEOUT_S)
         for task in late:
             task.cancel()
@@ -293,13 +295,21 @@ class Ledger:
 
     async def _settle_forever(self) -> None:
         while not await self._stopped(self._interval_s):
-            self._pay()
-            await self._settle()
+            try:
+                self._pay()
+                await self._settle()
+                self._settled.set()
+            except Exception:
+                log.exception("ledger.settling_failed")
 
     async def _flush_forever(self) -> None:
         delay = self._interval_s
         while not await self._stopped(delay):
-            delay = self._interval_s if await self._flush_once() else min(delay * 2, _MAX_BACKOFF_S)
+            # Right after a reading: most records are then written once, with their final cost.
+            self._settled.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), self._interval_s)
+            delay = self._interval_s / 2 if await self._flush_once() else min(max(delay, 0.5) * 2, _MAX_BACKOFF_S)
 
     async def _flush_once(self) -> bool:
         """Write what there is; False if the database or the disk does not let it."""
@@ -315,6 +325,9 @@ class Ledger:
                 self._next_reap = now + _REAP_EVERY_S
         except _DATABASE_ERRORS as error:
             log.warning("ledger.spooling", bytes=self.spooled_bytes, error=type(error).__name__)
+            return False
+        except Exception:
+            log.exception("ledger.writing_failed", bytes=self.spooled_bytes)
             return False
         return True
 

@@ -12,8 +12,11 @@ the event loop's thread has the interpreter to itself.
 from __future__ import annotations
 
 import datetime as dt
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from typing import Any, Literal, cast
 
 import msgspec
@@ -123,6 +126,7 @@ _DAILY_FIELDS = (*DAILY_KEY, "organisation", "requests", *DAILY_SUMS)
 _INSERT_ROWS = 1000
 """In one statement: SQLite takes 32,766 values."""
 
+_daily_values = attrgetter(*DAILY_SUMS)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -148,7 +152,7 @@ async def write(
     records = sorted(records, key=lambda record: record.usage_id)  # one order: two writers never deadlock
     sqlite = connection.dialect.name == "sqlite"
     result = Written()
-    sums: dict[tuple[str, ...], list[Any]] = {}
+    sums = _DailySums()
     late: Sequence[UsageRecord] = ()
     if records:
         inserted = await _insert(connection, records, sqlite, fresh)
@@ -156,20 +160,19 @@ async def write(
         for record in records:
             if record.usage_id in inserted:
                 result.ended += record.state != "reserved"
-                _add(sums, record, 1)
+                sums.add(record)
         late = [record for record in records if record.usage_id not in inserted]
     if late or settlements:
         changed = await _merge(connection, late, settlements, sqlite)
         result.updated = len(changed)
         for before, after in changed:
             result.ended += before.state == "reserved" != after.state
-            _add(sums, before, -1)
-            _add(sums, after, 1)
+            sums.take(before)
+            sums.add(after)
         if changed:
             after_rows = _encode([after for _, after in changed]).decode()
             await connection.execute(_update_statement(sqlite), {"rows": after_rows})
-    if sums:
-        rows = [values for _, values in sorted(sums.items()) if any(values[len(DAILY_KEY) + 1 :])]
+    if rows := sums.rows():
         await connection.execute(_daily_statement(sqlite), {"rows": _encode(rows).decode()})
     return result
 
@@ -260,7 +263,7 @@ async def _insert_part(
     target = f"INSERT INTO usage_records ({_names(FIELDS)})"
     if sqlite:  # where unfolding JSON would take more than twice as long
         marks = f"({', '.join('?' * len(FIELDS))})"
-        values = tuple(value for record in records for value in msgspec.structs.astuple(record))
+        values = tuple(chain.from_iterable(map(msgspec.structs.astuple, records)))
         statement = f"{target} VALUES {', '.join([marks] * len(records))} {ending}"
         return await connection.exec_driver_sql(statement, values)
     query = text(f"{target} {_source(FIELDS, usage_records.c, sqlite)} {ending}")
@@ -291,17 +294,42 @@ async def _merge(
     return changed
 
 
-def _add(sums: dict[tuple[str, ...], list[Any]], record: UsageRecord, sign: int) -> None:
-    """Add a record to (or take it out of) the daily sums; reserved ones are not in them."""
-    if record.state == "reserved":
-        return
-    key = (day_of(record.received_at), record.project, record.key_id, record.model, record.state)
-    values = sums.get(key)
-    if values is None:
-        values = sums[key] = [*key, record.organisation, *([0] * (1 + len(DAILY_SUMS)))]
-    values[6] += sign
-    for index, name in enumerate(DAILY_SUMS, 7):
-        values[index] += sign * getattr(record, name)
+class _DailySums:
+    """What a transaction adds to ``usage_daily``; reserved records are not in it."""
+
+    def __init__(self) -> None:
+        self._added: dict[tuple[str, ...], list[tuple[int, ...]]] = defaultdict(list)
+        self._taken: dict[tuple[str, ...], list[tuple[int, ...]]] = defaultdict(list)
+
+    def add(self, record: UsageRecord) -> None:
+        """Count a record in."""
+        if record.state != "reserved":
+            self._added[_daily_key(record)].append(_daily_values(record))
+
+    def take(self, record: UsageRecord) -> None:
+        """Count a record out, as it was."""
+        if record.state != "reserved":
+            self._taken[_daily_key(record)].append(_daily_values(record))
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """What to add, in the order of ``_DAILY_FIELDS``, by key, so that two writers never deadlock."""
+        rows = []
+        for key in sorted(self._added.keys() | self._taken.keys()):
+            added, taken = self._added.get(key, []), self._taken.get(key, [])
+            plus, minus = _columns(added), _columns(taken)
+            sums = (len(added) - len(taken), *map(int.__sub__, plus, minus))
+            if any(sums):
+                rows.append((*key, *sums))
+        return rows
+
+
+def _daily_key(record: UsageRecord) -> tuple[str, ...]:
+    day = day_of(record.received_at)
+    return (day, record.project, record.key_id, record.model, record.state, record.organisation)
+
+
+def _columns(rows: list[tuple[int, ...]]) -> list[int]:
+    return [sum(column) for column in zip(*rows, strict=True)] or [0] * len(DAILY_SUMS)
 
 
 def _decode(rows: Any) -> list[UsageRecord]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dashboard import settings as settings_module
 from dashboard.__main__ import command
-from dashboard.settings import DEFAULT_GATEWAY_URL, ConfigurationError, Settings, demo_key_offered, is_loopback
+from dashboard.settings import DEFAULT_GATEWAY_URL, PREFIX, ConfigurationError, Settings, demo_key_offered, is_loopback
 
 
 def test_defaults() -> None:
@@ -87,3 +88,11 @@ def test_the_module_becomes_streamlit_with_its_address_and_port() -> None:
     assert line[-2:] == ["--server.baseUrlPath", "try"]
     assert Path(line[line.index("run") + 1]).name == "app.py"
     assert command([], "8600")[-1] == "8600"
+
+
+def test_every_variable_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "07-dashboard.md").read_text(encoding="utf-8")
+    names = {value for name, value in vars(settings_module).items() if name.isupper() and str(value).startswith(PREFIX)}
+    assert len(names - {PREFIX}) == 5
+    for name in names - {PREFIX}:
+        assert f"| `{name}` |" in page

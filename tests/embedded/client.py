@@ -34,11 +34,9 @@ class ModelClient:
         self.name = name
         self._client = client
 
-    def infer(
-        self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None, dtypes: Mapping[str, str] | None = None
-    ) -> Arrays:
-        """Answer one request; ``dtypes`` where numpy's does not say it (BF16)."""
-        return _arrays(self._client.infer(self.name, *_request(inputs, outputs, dtypes or {})))
+    def infer(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Arrays:
+        """Answer one request."""
+        return _arrays(self._client.infer(self.name, _tensors(inputs), outputs=_named(outputs)))
 
     def infer_many(self, requests: Sequence[Mapping[str, Any]]) -> list[Arrays | InferenceServerException]:
         """Send all at once; answers in the order of the requests."""
@@ -46,7 +44,7 @@ class ModelClient:
         for index, inputs in enumerate(requests):
             self._client.async_infer(
                 self.name,
-                _request(inputs, None, {})[0],
+                _tensors(inputs),
                 callback=lambda result, error, index=index: answers.put((index, result, error)),
             )
         received = [answers.get(timeout=ANSWER_TIMEOUT_S) for _ in requests]
@@ -79,16 +77,18 @@ class ModelClient:
         )
 
 
-def _request(
-    inputs: Mapping[str, Any], outputs: Sequence[str] | None, dtypes: Mapping[str, str]
-) -> tuple[list[grpcclient.InferInput], list[grpcclient.InferRequestedOutput] | None]:
+def _tensors(inputs: Mapping[str, Any]) -> list[grpcclient.InferInput]:
     tensors = []
     for name, values in inputs.items():
         array = np.asarray(values)
-        tensor = grpcclient.InferInput(name, list(array.shape), dtypes.get(name) or np_to_triton_dtype(array.dtype))
+        tensor = grpcclient.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)
-    return tensors, None if outputs is None else [grpcclient.InferRequestedOutput(name) for name in outputs]
+    return tensors
+
+
+def _named(outputs: Sequence[str] | None) -> list[grpcclient.InferRequestedOutput] | None:
+    return None if outputs is None else [grpcclient.InferRequestedOutput(name) for name in outputs]
 
 
 def _arrays(result: Any) -> Arrays:

@@ -179,9 +179,7 @@ def _build_onnx(repository: Repository) -> None:
     repository.onnx("batching", identity, *wide, extra=batching)
     repository.onnx("cached", identity, *wide, extra="response_cache { enable: true }")
     repository.onnx("automatic", identity, *wide, config='backend: "onnxruntime"\n')
-    repository.onnx(
-        "renamed", identity, *wide, extra='default_model_filename: "net.onnx"', filename="net.onnx"
-    )
+    repository.onnx("renamed", identity, *wide, extra='default_model_filename: "net.onnx"', filename="net.onnx")
     repository.onnx(
         "add_sub",
         [helper.make_node("Add", ["A", "B"], ["SUM"]), helper.make_node("Sub", ["A", "B"], ["DIFFERENCE"])],
@@ -205,20 +203,17 @@ def _build_onnx(repository: Repository) -> None:
     )
     repository.onnx(
         "unbatched",
-        [helper.make_node("ReduceSum", ["X"], ["Y"], keepdims=0)],
+        [helper.make_node("ReduceSum", ["X", "AXES"], ["Y"], keepdims=0)],
         [("X", "FP32", [2, -1])],
-        [("Y", "FP32", [])],
+        [("Y", "FP32", [2])],
+        initializers=[helper.make_tensor("AXES", TensorProto.INT64, [1], [1])],
         max_batch_size=0,
-        config='backend: "onnxruntime"\nmax_batch_size: 0\n'
-        'input { name: "X" data_type: TYPE_FP32 dims: [ 2, -1 ] }\n'
-        'output { name: "Y" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [ ] } }\n',
     )
     repository.onnx(
         "ragged",
         [helper.make_node("Neg", ["X"], ["Y"])],
         [("X", "INT64", [-1])],
         [("Y", "INT64", [-1])],
-        extra=batching,
         config=describe("onnxruntime", [("X", "INT64", [-1])], [("Y", "INT64", [-1])], 8, batching).replace(
             "dims: [-1] }\noutput", "dims: [-1] allow_ragged_batch: true }\noutput"
         ),
@@ -247,15 +242,9 @@ def _build_broken(repository: Repository) -> None:
     wide: tuple[list[Tensor], list[Tensor]] = ([("INPUT", "FP32", [64])], [("OUTPUT", "FP32", [64])])
     repository.onnx("bad_threads", identity, *wide, extra=_parameters(intra_op_thread_count="many"))
     repository.onnx("bad_level", identity, *wide, extra="optimization { graph { level: 7 } }")
-    repository.onnx(
-        "bad_type", identity, *wide, config=describe("onnxruntime", [("INPUT", "INT64", [64])], wide[1], 8)
-    )
-    repository.onnx(
-        "bad_name", identity, *wide, config=describe("onnxruntime", [("WRONG", "FP32", [64])], wide[1], 8)
-    )
-    repository.onnx(
-        "bfloat16", identity, [("INPUT", "BF16", [2])], [("OUTPUT", "BF16", [2])]
-    )
+    repository.onnx("bad_type", identity, *wide, config=describe("onnxruntime", [("INPUT", "INT64", [64])], wide[1], 8))
+    repository.onnx("bad_name", identity, *wide, config=describe("onnxruntime", [("WRONG", "FP32", [64])], wide[1], 8))
+    repository.onnx("bfloat16", identity, [("INPUT", "BF16", [2])], [("OUTPUT", "BF16", [2])])
     for name, backend, filename in (("corrupt", "onnxruntime", "model.onnx"), ("corrupt_pt", "pytorch", "model.pt")):
         repository.write_config(name, describe(backend, *wide, 8))
         (repository.folder / name / "1" / filename).write_bytes(CORRUPT)

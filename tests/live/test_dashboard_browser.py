@@ -1,6 +1,6 @@
 """The dashboard in a real Chromium, against the running stack: what a visitor clicks, and what then stands there.
 
-``TIDEGATE_BENCH_SCREENSHOTS=folder`` keeps a picture of every page.
+``DASHBOARD_SCREENSHOTS=folder`` keeps a picture of every page.
 """
 
 from __future__ import annotations
@@ -96,6 +96,17 @@ class Page:
         """Click a pill or a segment."""
         self.one(f".st-key-{key} button")
         next(button for button in self.all(f".st-key-{key} button") if button.text == label).click()
+        self.wait(lambda: label in self.chosen(key), f"the choice of {label}")
+        self.settle()
+
+    def chosen(self, key: str) -> list[str]:
+        """Labels of the pills that the server has seen chosen."""
+        return [button.text for button in self.all(f'.st-key-{key} button[aria-checked="true"]')]
+
+    def holds(self, key: str, text: str) -> None:
+        """Wait until a text field holds ``text``."""
+        field = f".st-key-{key} textarea"
+        self.wait(lambda: text in (self.one(field).get_attribute("value") or ""), f"{text} in the field")
         self.settle()
 
     def fill(self, key: str, text: str) -> None:
@@ -120,7 +131,7 @@ class Page:
 
     def keep(self, name: str) -> None:
         """Save a picture, if somebody wants to see it."""
-        folder = os.environ.get("TIDEGATE_BENCH_SCREENSHOTS")
+        folder = os.environ.get("DASHBOARD_SCREENSHOTS")
         if folder:
             self.wait(lambda: not self.all('[data-testid="stSkeleton"]'), "the page's last element")
             self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
@@ -225,6 +236,7 @@ def test_sentiment_and_topics(page: Page, stack: Stack) -> None:
     assert "positive" in pasted(page.code()[0], stack).lower().split("}")[0]
     page.choose("text_classification-model", "topics-zh")
     page.pick("text_classification-text-zh-example", "酒店")
+    page.holds("text_classification-text-zh", "前台服务热情")
     page.run("text_classification-run")
     page.wait(lambda: "前台服务热情" in page.text and "hotels" in page.text, "the topic")
     page.keep("topics-zh")
@@ -250,13 +262,16 @@ def test_the_answer_is_marked_in_its_context(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "example", "word"), [("translate-zh-en", "Train", "train"), ("translate-en-fr", "Dog", "chien")]
+    ("model", "example", "text", "word"),
+    [("translate-zh-en", "Train", "火车", "train"), ("translate-en-fr", "Dog", "brown dog", "chien")],
 )
-def test_translation(page: Page, model: str, example: str, word: str) -> None:
+def test_translation(page: Page, model: str, example: str, text: str, word: str) -> None:
     page.use_demo_key()
     page.go("Translation")
     page.choose("translation-model", model)
-    page.pick(f"translation-text-{model.removeprefix('translate-')}-example", example)
+    field = f"translation-text-{model.removeprefix('translate-')}"
+    page.pick(f"{field}-example", example)
+    page.holds(field, text)
     page.run("translation-run")
     page.keep(model)
     assert word in page.text
@@ -307,15 +322,12 @@ def test_a_dark_and_narrow_window(page: Page) -> None:
     )
     page.open()
     page.use_demo_key()
-    page.go("Question answering")
-    page.run("question_answering-run")
-    page.driver.set_window_size(430, 1250)
-    width = "return [document.documentElement.scrollWidth, window.innerWidth]"
-    page.wait(lambda: page.all("mark") and page.all('[data-testid="stMetric"]'), "the answer")
-    scroll, inner = page.driver.execute_script(width)
+    page.go("Zero-shot labels")
+    page.run("zero_shot-run")
+    page.driver.set_window_size(500, 1250)
+    scroll, inner = page.driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert scroll <= inner
-    ground = page.one('[data-testid="stApp"]').value_of_css_property("background-color")
-    assert ground == "rgba(15, 23, 32, 1)"
+    assert page.one('[data-testid="stApp"]').value_of_css_property("background-color") == "rgba(15, 23, 32, 1)"
     page.keep("dark-narrow")
 
 

@@ -14,6 +14,11 @@ from zoo.errors import ExportError
 from zoo.export import export
 from zoo.runtime import OnnxRunner, TorchRunner
 
+ONNX = {
+    "format": "onnx",
+    "inputs": [{"name": "INPUT", "datatype": "FP32", "shape": [64]}],
+    "outputs": [{"name": "OUTPUT", "datatype": "FP32", "shape": [64]}],
+}
 SAMPLES = {"INPUT": torch.arange(128, dtype=torch.float32).reshape(2, 64)}
 
 
@@ -42,7 +47,7 @@ class Refuses(nn.Module):
 
 
 def test_onnx_is_the_same_every_time_and_says_nothing_of_this_machine(make_recipe) -> None:
-    recipe = make_recipe()
+    recipe = make_recipe(**ONNX)
     first, second = (export(Dense().eval(), recipe, SAMPLES) for _ in range(2))
     assert first == second
     assert str(Path(__file__).parent).encode() not in first
@@ -56,7 +61,7 @@ def test_onnx_is_the_same_every_time_and_says_nothing_of_this_machine(make_recip
 @pytest.mark.parametrize("rows", [1, 2, 9])
 def test_the_batch_is_dynamic(make_recipe, rows: int) -> None:
     module = Dense().eval()
-    runner = OnnxRunner(export(module, make_recipe(), SAMPLES))
+    runner = OnnxRunner(export(module, make_recipe(**ONNX), SAMPLES))
     value = np.random.default_rng(1).normal(size=(rows, 64)).astype(np.float32)
     with torch.inference_mode():
         expected = module(torch.from_numpy(value)).numpy()
@@ -65,8 +70,8 @@ def test_the_batch_is_dynamic(make_recipe, rows: int) -> None:
 
 def test_int8_is_smaller_and_near(make_recipe) -> None:
     module = Dense().eval()
-    plain = export(module, make_recipe(), SAMPLES)
-    small = export(module, make_recipe(quantisation="dynamic-int8"), SAMPLES)
+    plain = export(module, make_recipe(**ONNX), SAMPLES)
+    small = export(module, make_recipe(**ONNX, quantisation="dynamic-int8"), SAMPLES)
     assert len(small) < len(plain) / 2
     value = np.random.default_rng(1).normal(size=(4, 64)).astype(np.float32)
     exact, near = (OnnxRunner(content).run({"INPUT": value})["OUTPUT"] for content in (plain, small))
@@ -88,7 +93,7 @@ def test_scripting_keeps_loops_that_tracing_would_unroll(make_recipe, tmp_path: 
 @pytest.mark.parametrize("kind", ["onnx", "torchscript"])
 def test_a_failure_is_one_line(make_recipe, kind: str) -> None:
     with pytest.raises(ExportError) as caught:
-        export(Refuses().eval(), make_recipe(format=kind), SAMPLES)
+        export(Refuses().eval(), make_recipe(**{**ONNX, "format": kind}), SAMPLES)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"identity: the export to {kind} failed: ")
 
@@ -97,4 +102,4 @@ def test_a_model_too_large_for_one_onnx_file_is_refused(make_recipe) -> None:
     module = nn.Linear(1, 1)
     module.weight = nn.Parameter(torch.empty(2**20, 600, device="meta"))
     with pytest.raises(ExportError, match="less than 2"):
-        export(module, make_recipe(), SAMPLES)
+        export(module, make_recipe(**ONNX), SAMPLES)

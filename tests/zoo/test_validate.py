@@ -73,11 +73,11 @@ def test_batches_larger_than_the_model_takes_are_left_out(make_recipe) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda out: {"OUTPUT": out["OUTPUT"] + np.float32(0.01)}, "off by 0.01"),
-        (lambda out: {}, "has no output OUTPUT"),
-        (lambda out: {"OUTPUT": out["OUTPUT"].astype(np.float64)}, "is float64, the recipe says FP32"),
-        (lambda out: {"OUTPUT": out["OUTPUT"][:, :5]}, "has shape [1, 5], not [1, 64]"),
-        (lambda out: {"OUTPUT": out["OUTPUT"] * np.float32(np.nan)}, "not finite"),
+        (lambda out: {"OUTPUT__0": out["OUTPUT__0"] + np.float32(0.01)}, "off by 0.01"),
+        (lambda out: {}, "has no output OUTPUT__0"),
+        (lambda out: {"OUTPUT__0": out["OUTPUT__0"].astype(np.float64)}, "is float64, the recipe says FP32"),
+        (lambda out: {"OUTPUT__0": out["OUTPUT__0"][:, :5]}, "has shape [1, 5], not [1, 64]"),
+        (lambda out: {"OUTPUT__0": out["OUTPUT__0"] * np.float32(np.nan)}, "not finite"),
     ],
 )
 def test_what_a_broken_export_does_is_named(make_recipe, change, complaint: str) -> None:
@@ -98,7 +98,7 @@ def test_an_export_that_fails_is_one_line(make_recipe) -> None:
 
 
 def test_a_shape_other_than_the_recipes_is_refused(make_recipe) -> None:
-    recipe = make_recipe(outputs=[{"name": "OUTPUT", "datatype": "FP32", "shape": [32]}])
+    recipe = make_recipe(outputs=[{"name": "OUTPUT__0", "datatype": "FP32", "shape": [32]}])
     with pytest.raises(ValidationError, match=r"the recipe says \[32\]"):
         check_parity(Double(), ModuleRunner(Double(), recipe), recipe)
 

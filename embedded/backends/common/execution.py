@@ -92,7 +92,7 @@ class BatchExecutor:
                 for member in members:
                     self._run_group([member], requests, responses)
                 return
-            responses[members[0][0]] = _failure(f"{self._spec.name}: {_first_line(error)}")
+            responses[members[0][0]] = _failure(f"{self._spec.name}: {_reason(error)}")
             return
         row = 0
         for (index, _), size, outputs in zip(members, sizes, wanted, strict=True):
@@ -130,6 +130,9 @@ def _failure(message: str, code: Any = None) -> Any:
     return pb_utils.InferenceResponse(output_tensors=[], error=error)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """The line that says what was wrong: the first, or with an embedded traceback (TorchScript) the last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if "Traceback" in lines[0] else lines[0]) if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]

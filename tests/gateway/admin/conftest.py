@@ -35,7 +35,9 @@ async def access(store, migrated_settings):
 async def address(store, access):
     """Host and port of the running application."""
     server = uvicorn.Server(
-        uvicorn.Config(create_admin(store, access), log_config=None, lifespan="off", server_header=False, proxy_headers=False)
+        uvicorn.Config(
+            create_admin(store, access), log_config=None, lifespan="off", server_header=False, proxy_headers=False
+        )
     )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

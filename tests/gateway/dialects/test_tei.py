@@ -192,7 +192,7 @@ class TestInfoAndErrors:
             ("embeddings/embed", {"inputs": "a", "truncation_direction": "up"}, 422, "Validation"),
             ("embeddings/embed", {"inputs": "a", "prompt_name": "none"}, 422, "Validation"),
             ("embeddings/embed", {}, 422, "Validation"),
-            ("embeddings/embed_sparse", {"inputs": "a"}, 501, "Validation"),
+            ("embeddings/embed_sparse", {"inputs": "a"}, 404, "Validation"),
             ("embeddings/predict", {"inputs": "a"}, 404, "Validation"),
             ("embeddings/rerank", {"query": "a", "texts": []}, 422, "Validation"),
             ("embeddings/rerank", {"query": "a"}, 422, "Validation"),

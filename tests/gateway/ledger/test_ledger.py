@@ -384,6 +384,22 @@ async def test_it_starts_and_serves_while_triton_is_away(settings, store):
     assert (await row(store, call))["basis"] == "estimate"
 
 
+async def test_a_defect_in_one_reading_does_not_end_the_others(settings, store, triton):
+    readings = 0
+
+    async def defective():
+        nonlocal readings
+        readings += 1
+        if readings == 3:
+            raise RuntimeError("a defect")
+        return triton.read()
+
+    ledger = Ledger(settings, store, make_prices(), defective, interval_s=0.01)
+    await ledger.start()
+    await until(lambda: readings > 5)
+    await ledger.stop()
+
+
 async def test_the_books_balance_over_many_calls(make_ledger, store, triton):
     ledger = await make_ledger(interval_s=0.01)
 

@@ -353,6 +353,13 @@ class TestStrokes:
         got = pixels(encoded(Image.fromarray(noisy.clip(0, 255).astype(np.uint8))), self.DIGITS)[..., 0]
         assert (got == 0).mean() > 0.5
 
+    def test_light_may_fall_unevenly(self) -> None:
+        even = self.drawn(220, 60)
+        shade = 1 - 0.4 * np.linspace(0, 1, 300)[None, :] - 0.1 * np.linspace(0, 1, 200)[:, None] ** 2
+        shaded = Image.fromarray((np.asarray(even) * shade).astype(np.uint8))
+        got, expected = (pixels(encoded(image), self.DIGITS)[..., 0].astype(int) for image in (shaded, even))
+        assert np.abs(got - expected).mean() < 6
+
     def test_transparent_canvas(self) -> None:
         canvas = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
         ImageDraw.Draw(canvas).line([(150, 20), (150, 180)], fill="black", width=14)

@@ -1,0 +1,209 @@
+"""Starting, watching and stopping the real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from embedded.errors import EmbeddedTritonError, ModelLoadError, PortInUseError, ServerDiedError, WheelNotFoundError
+from embedded.guard import PREFIX, SHM
+from embedded.launcher import EmbeddedTriton, serving
+
+pytestmark = [pytest.mark.live, pytest.mark.xdist_group("embedded")]
+DEADLINE_S = 60.0
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S} s for: {what}"
+        time.sleep(0.05)
+
+
+def regions() -> set[str]:
+    return {region.name for region in SHM.glob(f"{PREFIX}*")}
+
+
+def family(triton: EmbeddedTriton) -> list[psutil.Process]:
+    """The server and its stubs."""
+    assert triton.pid is not None
+    server = psutil.Process(triton.pid)
+    return [server, *server.children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+@pytest.fixture
+def own(repository: Path, tmp_path: Path) -> Iterator[EmbeddedTriton]:
+    """A server of the test's own, with one model ready."""
+    before = regions()
+    with serving(repository, tmp_path / "work", ["identity"]) as triton:
+        yield triton
+    assert regions() <= before, "shared memory was left behind"
+
+
+def test_stop_leaves_no_process_and_no_shared_memory(own: EmbeddedTriton) -> None:
+    processes = family(own)
+    assert len(processes) == 2, "the server and the stub of its model"
+    assert any(name for name in regions() if not name.endswith(".lock"))
+    own.stop()
+    assert gone(processes)
+    assert own.poll() == 0
+    assert own.pid is None
+    own.stop()
+
+
+def test_a_server_that_does_not_react_is_killed_after_the_grace(own: EmbeddedTriton) -> None:
+    processes = family(own)
+    processes[0].suspend()
+    own.stop(grace_s=0.2)
+    assert own.poll() == -signal.SIGKILL
+    assert gone(processes)
+
+
+def test_a_killed_server_is_restarted_on_its_ports_with_its_models(own: EmbeddedTriton) -> None:
+    own.load("add_sub")
+    urls = own.http_url, own.grpc_url, own.metrics_url
+    processes = family(own)
+    before = regions()
+    restarts: list[int | None] = []
+    errors: list[EmbeddedTritonError] = []
+    own.watch(on_restart=lambda: restarts.append(own.pid), on_error=errors.append, interval_s=0.1)
+    processes[0].kill()
+    wait_until(lambda: bool(restarts), "a restart")
+    assert errors == []
+    assert gone(processes), "stubs of the dead server are still there"
+    assert not regions() & before, "shared memory of the dead server is still there"
+    assert (own.http_url, own.grpc_url, own.metrics_url) == urls
+    assert own.ready_models() == {"identity", "add_sub"}
+    assert own.pid == restarts[0] != processes[0].pid
+
+
+def test_ensure_running_restarts_by_hand_and_not_after_stop(own: EmbeddedTriton) -> None:
+    assert own.ensure_running()
+    first = own.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: own.poll() is not None, "the death to be noticed")
+    assert own.poll() == -signal.SIGKILL
+    assert own.ensure_running()
+    assert own.pid not in {None, first}
+    assert own.ready_models() == {"identity"}
+    own.stop()
+    assert not own.ensure_running()
+    assert own.poll() == 0
+
+
+def test_it_listens_on_loopback_only(own: EmbeddedTriton) -> None:
+    listening = [
+        connection.laddr
+        for process in family(own)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+    assert {f"{address.ip}:{address.port}" for address in listening} == {own.http_url, own.grpc_url, own.metrics_url}
+
+
+def test_nothing_outlives_a_killed_parent(repository: Path, tmp_path: Path) -> None:
+    before = regions()
+    command = [
+        sys.executable, "-m", "embedded", "--model-repository", str(repository), "--work-dir", str(tmp_path),
+        "--models", "identity", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        first = parent.stdout.readline()
+        assert first == "identity is ready (1 of 1)\n"
+        descendants = psutil.Process(parent.pid).children(recursive=True)
+        assert len(descendants) == 3, "the guard, the server and the stub"
+        parent.kill()
+    wait_until(lambda: gone(descendants), "the server and its stub to end")
+    assert regions() <= before
+
+
+def test_nothing_outlives_a_killed_guard_and_the_next_start_cleans_up(own: EmbeddedTriton) -> None:
+    processes = family(own)
+    guard = processes[0].parent()
+    assert guard is not None
+    left = regions()
+    guard.kill()
+    wait_until(lambda: gone(processes), "the server and its stub to end")
+    wait_until(lambda: own.poll() is not None, "the death to be noticed")
+    assert own.ensure_running()
+    assert not regions() & left
+
+
+def test_control_c_ends_the_foreground_command(repository: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "embedded", "--model-repository", str(repository), "--work-dir", str(tmp_path),
+        "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline().startswith("HTTP 127.0.0.1:")
+        descendants = psutil.Process(parent.pid).children(recursive=True)
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(DEADLINE_S) == 0
+    assert gone(descendants)
+
+
+def test_wait_ready_reports_each_model_and_names_the_one_that_fails(repository: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    with EmbeddedTriton(repository, tmp_path, ["add_sub", "corrupt", "identity"], 0, 0, 0) as triton:
+        with pytest.raises(ModelLoadError, match=r"model 'corrupt' did not load: .*model\.onnx cannot be loaded"):
+            triton.wait_ready(on_model=lambda name, ready, total: seen.append((name, ready, total)))
+        assert triton.ready_models() == {"add_sub", "identity"}
+    assert sorted(name for name, _, _ in seen) == ["add_sub", "identity"]
+    assert [(ready, total) for _, ready, total in seen] == [(1, 3), (2, 3)]
+
+
+def test_an_unknown_model_is_named(triton: EmbeddedTriton) -> None:
+    with pytest.raises(ModelLoadError, match="model 'no-such-model' did not load"):
+        triton.load("no-such-model")
+
+
+@pytest.mark.parametrize(("place", "purpose"), [(0, "HTTP"), (1, "gRPC"), (2, "metrics")])
+def test_a_port_in_use_is_named(repository: Path, tmp_path: Path, place: int, purpose: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [0, 0, 0]
+        ports[place] = other.getsockname()[1]
+        triton = EmbeddedTriton(repository, tmp_path, (), *ports)
+        with pytest.raises(PortInUseError, match=rf"port {ports[place]} \({purpose} of Triton\) is already in use"):
+            triton.start()
+        assert triton.poll() == 0
+
+
+def test_a_missing_wheel_is_said(repository: Path, tmp_path: Path) -> None:
+    triton = EmbeddedTriton(repository, tmp_path / "work", (), 0, 0, 0, wheel_search=[tmp_path])
+    with pytest.raises(WheelNotFoundError, match=r"no Triton server is installed; pip install 'tidegate\[embedded\]'"):
+        triton.start()
+
+
+def test_a_missing_repository_is_said(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedTritonError, match="is not a folder"):
+        EmbeddedTriton(tmp_path / "nothing", tmp_path / "work", (), 0, 0, 0).start()
+
+
+def test_a_server_that_dies_at_start_shows_its_last_words(repository: Path, tmp_path: Path) -> None:
+    triton = EmbeddedTriton(repository, tmp_path, (), 0, 0, 0, extra_arguments=["--rate-limit=nonsense"])
+    with pytest.raises(ServerDiedError, match="exit code 1.*triton.log.*nonsense") as death:
+        triton.start()
+    assert "\n" not in str(death.value)
+    assert triton.pid is None
+
+
+def test_a_second_start_is_refused(triton: EmbeddedTriton) -> None:
+    with pytest.raises(EmbeddedTritonError, match="already running"):
+        triton.start()

@@ -1,0 +1,178 @@
+"""Open Inference Protocol bodies, decoded and encoded."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from gateway.dialects.kserve_codec import Encoding, OutputForm, classify, decode_infer, encode_infer
+from gateway.errors import GatewayError, Invalid, Malformed
+from gateway.triton.signature import Signature, TensorSignature
+from gateway.triton.tensors import from_numpy, to_numpy
+from gateway.types import InferenceRequest, InferenceResult, Tensor
+
+SIGNATURE = Signature(
+    "m", {"x": TensorSignature("x", "FP32", (-1, 4))}, {"y": TensorSignature("y", "FP32", (-1, 4))}, 8
+)
+TEXT = Signature("t", {"s": TensorSignature("s", "BYTES", (-1, 1))}, {}, 8)
+OPEN = Signature("o", {"x": TensorSignature("x", "INT64", (-1, -1))}, {}, 8)
+
+
+def decode(body: Any, header_length: str | None = None, signature: Signature = SIGNATURE) -> Any:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return decode_infer("m", "", raw, header_length, signature)
+
+
+def an_input(**changes: Any) -> dict[str, Any]:
+    return {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]} | changes
+
+
+@pytest.mark.parametrize("data", [[1, 2.5, 3, 4], [[1, 2.5, 3, 4]], [[1, 2.5], [3, 4]]])
+def test_json_data_may_be_nested_or_flat(data: Any) -> None:
+    decoded = decode({"id": "7", "inputs": [an_input(data=data)]})
+    assert decoded.request.id == "7"
+    assert to_numpy(decoded.request.inputs[0]).tolist() == [[1.0, 2.5, 3.0, 4.0]]
+    assert decoded.encoding.of("y") == OutputForm(binary=False)
+
+
+def test_binary_and_json_tensors_mix() -> None:
+    header = json.dumps(
+        {
+            "inputs": [
+                {"name": "a", "shape": [2], "datatype": "INT16", "parameters": {"binary_data_size": 4}},
+                {"name": "b", "shape": [1], "datatype": "BYTES", "data": ["水"]},
+                {"name": "c", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}},
+            ],
+            "outputs": [
+                {"name": "y", "parameters": {"binary_data": True}},
+                {"name": "z", "parameters": {"classification": 2}},
+            ],
+        }
+    ).encode()
+    decoded = decode(header + b"\x01\0\x02\0" + b"\x02\0\0\0ab", str(len(header)))
+    a, b, c = decoded.request.inputs
+    assert to_numpy(a).tolist() == [1, 2]
+    assert to_numpy(b).tolist() == ["水".encode()]
+    assert to_numpy(c).tolist() == [b"ab"]
+    assert decoded.request.outputs == ("y", "z")
+    assert decoded.encoding.of("y").binary
+    assert decoded.encoding.of("z") == OutputForm(binary=False, classes=2)
+
+
+def test_a_raw_body_is_the_only_tensor() -> None:
+    decoded = decode(np.arange(4, dtype="<f4").tobytes(), "0")
+    assert decoded.request.inputs[0].shape == (1, 4)
+    assert decoded.encoding.of("anything").binary
+    text = decode("水".encode(), "0", TEXT)
+    assert to_numpy(text.request.inputs[0]).tolist() == [["水".encode()]]
+    assert decode(b"\0" * 24, "0", OPEN).request.inputs[0].shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "header_length", "error"),
+    [
+        (b"", None, Malformed),
+        (b"{", None, Malformed),
+        (b"[]", None, Invalid),
+        (b"{}", None, Invalid),
+        (b'{"inputs":[]} x', None, Malformed),
+        (b'{"inputs":[],"inputs":[]}', None, Malformed),
+        (b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data":[NaN]}]}', None, Malformed),
+        (b"[" * 250_000, None, Malformed),
+        (b'{"inputs":' + b"[" * 120 + b"]" * 120 + b"}", None, Malformed),
+        (b"{}", "99999999999", Malformed),
+        (b"{}", "-1", Malformed),
+        (b"{}", "two", Malformed),
+        (b"{}", "3", Malformed),
+        ({"inputs": [an_input(shape=[1.0, 4])]}, None, Invalid),
+        ({"inputs": [an_input(shape=[True, 4])]}, None, Invalid),
+        ({"inputs": [an_input(shape=[-1, 4])]}, None, Invalid),
+        ({"inputs": [an_input(shape=[0, 4], data=[])]}, None, Invalid),
+        ({"inputs": [an_input(datatype="FP99")]}, None, Invalid),
+        ({"inputs": [an_input(datatype="BF16")]}, None, Invalid),
+        ({"inputs": [an_input(data=["a", "b", "c", "d"])]}, None, Invalid),
+        ({"inputs": [an_input(data=[[1], [2, 3]])]}, None, Invalid),
+        ({"inputs": [an_input(data=[{}])]}, None, Invalid),
+        ({"inputs": [an_input(datatype="INT8", data=[1, 2, 3, 200])]}, None, Invalid),
+        ({"inputs": [an_input(datatype="INT8", data=[1, 2, 3, 1.5])]}, None, Invalid),
+        ({"inputs": [an_input(datatype="BOOL", data=[1, 0, 1, 0])]}, None, Invalid),
+        ({"inputs": [an_input(datatype="BYTES", data=[1])]}, None, Invalid),
+        ({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32"}]}, None, Invalid),
+        ({"inputs": [an_input(parameters={"shared_memory_region": "r"})]}, None, Invalid),
+        ({"inputs": [an_input(parameters={"binary_data_size": 16})]}, None, Invalid),
+        ({"inputs": [an_input()], "parameters": {"sequence_id": 1}}, None, Invalid),
+        ({"inputs": [an_input()], "parameters": {"triton_enable_empty_final_response": True}}, None, Invalid),
+        ({"inputs": [an_input()], "parameters": {"headers": "x"}}, None, Invalid),
+        ({"inputs": [an_input()], "parameters": {"timeout": -1}}, None, Invalid),
+        ({"inputs": [an_input()], "parameters": {"priority": "high"}}, None, Invalid),
+        ({"inputs": [an_input()], "parameters": {"mine": [1]}}, None, Invalid),
+        ({"inputs": [an_input()], "parameters": {"binary_data_output": 1}}, None, Invalid),
+        ({"inputs": [an_input()], "outputs": [{"name": "y"}, {"name": "y"}]}, None, Invalid),
+        ({"inputs": [an_input()], "outputs": [{"name": "y", "parameters": {"classification": 2**31}}]}, None, Invalid),
+        (
+            {"inputs": [an_input()], "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},
+            None,
+            Invalid,
+        ),
+        ({"inputs": [an_input()], "unknown": 1}, None, Invalid),
+    ],
+)
+def test_bad_bodies_are_the_callers_error(body: Any, header_length: str | None, error: type[GatewayError]) -> None:
+    with pytest.raises(error):
+        decode(body, header_length)
+
+
+@pytest.mark.parametrize("size", [-1, 3, 17, 2**60])
+def test_binary_sizes_must_fit(size: int) -> None:
+    header = json.dumps(
+        {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": size}}]}
+    )
+    with pytest.raises((Invalid, Malformed)):
+        decode(header.encode() + b"\0" * 16, str(len(header)))
+
+
+def test_priority_timeout_and_own_parameters_are_taken() -> None:
+    decoded = decode({"inputs": [an_input()], "parameters": {"priority": 2, "timeout": 5000, "mine": "x", "n": 3}})
+    assert decoded.request.priority == 2
+    assert decoded.timeout_us == 5000
+    assert decoded.request.parameters == {"mine": "x", "n": 3}
+
+
+def test_large_unsigned_values_are_exact() -> None:
+    values = [2**64 - 1, 0, 1, 2**63]
+    decoded = decode({"inputs": [an_input(datatype="UINT64", data=values)]})
+    assert to_numpy(decoded.request.inputs[0]).reshape(-1).tolist() == values
+
+
+def encode(result: InferenceResult, encoding: Encoding, **request: Any) -> tuple[Any, bytes, int | None]:
+    body, length = encode_infer(result, InferenceRequest("m", (), **request), encoding, (), batched=True)
+    header = body if length is None else body[:length]
+    return msgspec.json.decode(header), body[len(header) :], length
+
+
+def test_answers_are_json_or_binary_as_asked() -> None:
+    result = InferenceResult(
+        "m", "1", (from_numpy("a", np.array([[1.5, np.nan]])), Tensor("b", "BYTES", (1,), b"\x02\0\0\0\xff!"))
+    )
+    message, tail, length = encode(result, Encoding(), id="7")
+    assert length is None
+    assert message["id"] == "7"
+    assert message["outputs"][0]["data"] == [1.5, None]
+    assert message["outputs"][1]["data"] == ["\ufffd!"]
+    message, tail, length = encode(result, Encoding(OutputForm(binary=False), {"b": OutputForm(binary=True)}))
+    assert "id" not in message
+    assert length is not None
+    assert tail == b"\x02\0\0\0\xff!"
+    assert message["outputs"][1]["parameters"] == {"binary_data_size": 6}
+
+
+def test_classification_is_tritons() -> None:
+    scores = from_numpy("y", np.array([[0.5, 2.0, 1.0], [3.0, 0.0, 3.0]], dtype=np.float32))
+    best = classify(scores, 2, ("a", "b"), batched=True)
+    assert best.shape == (2, 2)
+    assert to_numpy(best).reshape(-1).tolist() == [b"2.000000:1:b", b"1.000000:2", b"3.000000:0:a", b"3.000000:2"]
+    assert classify(scores, 99, (), batched=True).shape == (2, 3)
