@@ -148,7 +148,7 @@ class Ceiling:
         shorter = settings.get("resize_shorter_side")
         with Image.open(io.BytesIO(body)) as source:
             if shorter:
-                source.draft("RGB", (shorter, shorter))
+                source.draft("RGB", (2 * shorter, 2 * shorter))  # as the gateway does: twice what is needed
             picture = source.convert(settings.get("mode", "RGB"))
         resampling = _RESAMPLING[settings.get("interpolation", "bicubic")]
         if shorter:

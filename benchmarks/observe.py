@@ -24,6 +24,8 @@ class Statistics(msgspec.Struct, frozen=True):
     compute_output_ns: int = 0
     batches: dict[int, int] = {}
     """Executions by batch size."""
+    batch_ns: dict[int, int] = {}
+    """Nanoseconds of compute by batch size."""
 
     def __sub__(self, other: Statistics) -> Statistics:
         return Statistics(
@@ -39,6 +41,7 @@ class Statistics(msgspec.Struct, frozen=True):
                 for size, count in self.batches.items()
                 if count > other.batches.get(size, 0)
             },
+            {size: spent - other.batch_ns.get(size, 0) for size, spent in self.batch_ns.items()},
         )
 
     @property
@@ -103,8 +106,9 @@ class Observer:
 
 def read_statistics(items: list[dict[str, Any]]) -> Statistics:
     """Sum over the versions in a statistics answer."""
-    total: dict[str, int] = dict.fromkeys(Statistics.__struct_fields__[:-1], 0)
+    total: dict[str, int] = dict.fromkeys(Statistics.__struct_fields__[:-2], 0)
     batches: dict[int, int] = {}
+    batch_ns: dict[int, int] = {}
     for item in items:
         stages = item["inference_stats"]
         total["inferences"] += int(item["inference_count"])
@@ -115,7 +119,8 @@ def read_statistics(items: list[dict[str, Any]]) -> Statistics:
         for batch in item.get("batch_stats", []):
             size = int(batch["batch_size"])
             batches[size] = batches.get(size, 0) + int(batch["compute_infer"]["count"])
-    return Statistics(**total, batches=batches)
+            batch_ns[size] = batch_ns.get(size, 0) + int(batch["compute_infer"]["ns"])
+    return Statistics(**total, batches=batches, batch_ns=batch_ns)
 
 
 class Resources(msgspec.Struct, frozen=True):

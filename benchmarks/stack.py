@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-START_S = 300.0
+START_S = 600.0
+"""A first start builds the models that are missing."""
 STOP_S = 45.0
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from benchmarks.recording import Outcome
 from benchmarks.workloads import WORKLOADS
 
 USERS = (8, 16, 32, 64)
-TRIAL_S = 2.0
 
 
 class CeilingError(Exception):
@@ -70,7 +68,8 @@ class CeilingProgram:
 def ceiling(workload: str, repository: Path, seed: int) -> Iterator[CeilingProgram]:
     """The program, warmed up. Raises :class:`CeilingError`."""
     command = [
-        sys.executable, "-m", "benchmarks.ceiling", workload, "--model-repository", str(repository), "--seed", str(seed),
+        sys.executable, "-m", "benchmarks.ceiling", workload, "--model-repository", str(repository),
+        "--seed", str(seed),
     ]  # fmt: skip
     with subprocess.Popen(  # noqa: S603 - our own command
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -98,7 +97,7 @@ async def compare(
         async with connect(url, key, limit=max(USERS)) as client:
             tried: dict[int, float] = {}
             for users in USERS:
-                run = await ClosedLoop(client, workload, users, start=users * 100_000).run(TRIAL_S, 0.5)
+                run = await ClosedLoop(client, workload, users, start=users * 100_000).run(leg_s, 0.5)
                 tried[users] = run.throughput
                 say(f"{workload_name}: {run.throughput:,.1f}/s with {users} users")
             users = max(tried, key=lambda number: tried[number])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -20,7 +21,7 @@ from types import TracebackType
 from embedded import guard
 from embedded.control import TritonControl
 from embedded.errors import EmbeddedTritonError, ModelLoadError, PortInUseError, ServerDiedError, ServerNotReadyError
-from embedded.layout import PYTHON_BASED_BACKENDS, find_wheel, lay_out, server_environment
+from embedded.layout import find_wheel, lay_out, server_environment
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
@@ -29,6 +30,7 @@ POLL_S = 0.05
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_AFTER_S = 60.0
 LOG_TAIL_LINES = 3
+ERROR_LINE = re.compile(r"\S+Z E \d+ |error: |terminate called")
 PORT_PURPOSES = ("HTTP", "gRPC", "metrics")
 
 ModelCallback = Callable[[str, int, int], None]
@@ -351,16 +353,14 @@ class EmbeddedTriton:
             "metrics-port": metrics,
             "log-verbose": self._log_verbose,
             "log-format": "ISO8601",
+            # the Python backend's settings hold for the backends that are written in Python too
+            "backend-config": f"python,shm-region-prefix-name={shm_prefix}",
         }
         if self._cache_bytes:
             arguments |= {"cache-directory": caches, "cache-config": f"local,size={self._cache_bytes}"}
         if not Path("/dev/nvidiactl").exists():
             arguments |= {"allow-gpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
-        settings = [
-            f"--backend-config={backend},shm-region-prefix-name={shm_prefix}{backend}"
-            for backend in ("python", *PYTHON_BASED_BACKENDS)
-        ]
-        return [*(f"--{name}={value}" for name, value in arguments.items()), *settings]
+        return [f"--{name}={value}" for name, value in arguments.items()]
 
     def _wait_live(self) -> None:
         control = TritonControl(self.http_url)
@@ -385,8 +385,7 @@ class EmbeddedTriton:
         for purpose, port in zip(PORT_PURPOSES, self._ports, strict=True):
             if any(f"{LOOPBACK}:{port}" in line and "in use" in line for line in lines):
                 raise PortInUseError(purpose, port)
-        errors = [line for line in lines if line.startswith(("error:", "E")) or "rror" in line]
-        raise ServerDiedError(_describe(status), self.log_file, " | ".join((errors or lines)[-LOG_TAIL_LINES:]))
+        raise ServerDiedError(_describe(status), self.log_file, " | ".join(_telling_lines(lines)))
 
     def _remember_models(self) -> None:
         with contextlib.suppress(ServerNotReadyError):  # busy or just dying: what we knew stays
@@ -421,6 +420,7 @@ class EmbeddedTriton:
             except subprocess.TimeoutExpired:
                 process.kill()  # the server and its stubs die with it
                 process.wait()
+        self.poll()  # reads the status before the pipe is closed
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -449,6 +449,12 @@ def _log_lines(log_file: Path) -> list[str]:
     except FileNotFoundError:
         return []
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _telling_lines(lines: Sequence[str]) -> list[str]:
+    """The last few errors in a log, or without one its last lines."""
+    errors = [line for line in lines if ERROR_LINE.match(line)]
+    return (errors or list(lines))[-LOG_TAIL_LINES:]
 
 
 def _describe(status: int) -> str:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import tempfile
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import uvloop
 
-from benchmarks import cost, runner
+from benchmarks import batching, cost, gpu, runner
+from benchmarks import compare as reports
 from benchmarks import suite as suites
+from benchmarks import tasks as ceilings
+from benchmarks.bootstrap import Interval
+from benchmarks.configs import read_config
 from benchmarks.overhead import Comparison, Leg, compare
 from benchmarks.recording import as_dict
 from benchmarks.report import tables
@@ -214,3 +223,194 @@ def _print_short(table: tables.Table) -> None:
     names = [table.columns.index(name) for name in ("scenario", "workload", "protocol", "load")]
     rows = [[" ".join(row.cells[n] for n in names), *(row.cells[n] for n in wanted)] for row in table.rows]
     print_table(table.title, ["run", *(table.columns[number] for number in wanted)], rows)
+
+
+def tasks(where: Where, workloads: str, rounds: int, leg_s: float, seed: int, repository: Path, *, json_: bool) -> None:
+    """``tidegate bench tasks``."""
+    names = [name.strip() for name in workloads.split(",") if name.strip()]
+    unknown = sorted(set(names) - {"sentiment", "embeddings", "embeddings-int8", "imagenet"})
+    if unknown:
+        fail(
+            f"no ceiling for {', '.join(unknown)}: there is one for sentiment, embeddings, embeddings-int8, imagenet",
+            code=2,
+        )
+    results: list[ceilings.TaskComparison] = []
+    with ExitStack() as stack:
+        url, key = where.gateway, where.key
+        if url is None:
+            found = start(stack, names, repository).addresses
+            url, key = found.gateway, found.key
+        for name in names:
+            try:
+                results.append(
+                    run_async(
+                        ceilings.compare(
+                            name, url, key, repository, seed=seed, rounds=rounds, leg_s=leg_s,
+                            say=lambda text: err.print(f"  {text}", highlight=False),
+                        )
+                    )
+                )  # fmt: skip
+            except (ceilings.CeilingError, OSError) as error:
+                fail(f"{name}: {error}")
+    if json_:
+        print_json(as_dict(results))
+        return
+    rows = [
+        [
+            item.workload, item.users, f"{item.gateway.value:,.1f}", f"{item.ceiling.value:,.1f}", item.ratio,
+            f"{item.way['sessions']}x{item.way['threads']} threads, batch {item.way['batch']}", item.faults,
+        ]
+        for item in results
+    ]  # fmt: skip
+    columns = ["task", "users", "gateway/s", "ceiling/s", "ratio", "ceiling's way", "faults"]
+    print_table("Task calls beside one process with ideal batches (95 % intervals)", columns, rows)
+    for item in results:
+        if item.fault:
+            err.print(f"[yellow]{item.workload}:[/] {item.fault}", highlight=False)
+
+
+def compare_reports(before: Path, after: Path, *, json_: bool) -> None:
+    """``tidegate bench compare``."""
+    try:
+        found = reports.differences(runner.load(before), runner.load(after))
+    except (OSError, ValueError) as error:
+        fail(str(error), code=2)
+    if not found:
+        fail("the reports have no point in common")
+    if json_:
+        print_json(as_dict(found))
+        return
+    rows = [
+        [
+            item.point, f"{item.goodput[0]:,.0f}", f"{item.goodput[1]:,.0f}", _percent(item.change),
+            f"{tables.milliseconds(item.p95_ms[0])} → {tables.milliseconds(item.p95_ms[1])}", item.word,
+        ]
+        for item in found
+    ]  # fmt: skip
+    print_table("Goodput before and after", ["point", "before/s", "after/s", "change", "p95 ms", "verdict"], rows)
+
+
+def _percent(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    text = f"{interval.value:+.1%}"
+    return (
+        text if interval.low is None or interval.high is None else f"{text} [{interval.low:+.1%}, {interval.high:+.1%}]"
+    )
+
+
+def why(where: Where, model: str, seconds: float, *, json_: bool) -> None:
+    """``tidegate bench why``."""
+    url = where.gateway or (
+        f"http://{where.triton.removeprefix('http://')}" if where.triton else "http://127.0.0.1:8080"
+    )
+    try:
+        found = run_async(batching.watch(url, where.key, model, seconds))
+    except LookupError as error:
+        fail(str(error).strip("\"'"))
+    if json_:
+        print_json(as_dict(found))
+        return
+    statistics = found.statistics
+    rows: list[list[Any]] = [
+        [
+            "requests, inferences, executions",
+            f"{statistics.requests}, {statistics.inferences}, {statistics.executions}",
+        ],
+        [
+            "mean batch",
+            "-" if found.mean_batch is None else f"{found.mean_batch:.2f} of at most {found.max_batch_size}",
+        ],
+        [
+            "batch sizes (executions)",
+            ", ".join(f"{size}: {count}" for size, count in sorted(statistics.batches.items())),
+        ],
+        ["ms per request", ", ".join(f"{name} {value:.2f}" for name, value in statistics.split_ms().items())],
+        ["dynamic batching", f"{'on' if found.dynamic_batching else 'off'}, queue delay {found.queue_delay_us} µs"],
+        ["instances", found.instances],
+    ]
+    print_table(f"{model}, {f'{seconds:g} s' if seconds else 'since it was loaded'}", ["", ""], rows)
+    for finding in found.findings:
+        err.print(f"- {finding}", highlight=False, markup=False)
+
+
+def tune(
+    model: str,
+    slo: str,
+    workload: str | None,
+    users: str,
+    seconds: float,
+    out: Path | None,
+    seed: int,
+    repository: Path,
+    *,
+    json_: bool,
+) -> None:
+    """``tidegate bench tune``."""
+    objective = parse_slo(slo)
+    name = workload or model
+    if name not in WORKLOADS:
+        fail(f"no workload {name!r}; there are: {', '.join(WORKLOADS)}", code=2)
+    if not (repository / model / "config.pbtxt").is_file():
+        fail(f"{model} is not built in {repository} (tidegate models build {model})")
+    limit = int(read_config(repository / model / "config.pbtxt").max_batch_size)
+    settings = batching.candidates(limit, os.cpu_count() or 1)
+    folder = out or Path("benchmarks") / "results" / f"tune-{model}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tidegate-tune-") as work:
+        try:
+            found = run_async(
+                batching.tune(
+                    model, name, repository, objective, settings, work=Path(work), users=numbers(users),
+                    seconds=seconds, seed=seed, say=lambda text: err.print(f"  {text}", highlight=False, markup=False),
+                )
+            )  # fmt: skip
+        except StackError as error:
+            fail(str(error))
+    (folder / "evidence.json").write_text(json.dumps(as_dict(found), indent=1))
+    if found.config is not None:
+        (folder / "config.pbtxt").write_text(found.config)
+    if json_:
+        print_json(as_dict(found))
+        return
+    rows = [
+        [
+            trial.setting, f"{trial.best:,.1f}", trial.users, tables.milliseconds(trial.latency_ms),
+            "-" if trial.mean_batch is None else f"{trial.mean_batch:.1f}",
+        ]
+        for trial in found.trials
+    ]  # fmt: skip
+    print_table(f"{model} within {objective}", ["setting", "goodput/s", "users", "latency ms", "mean batch"], rows)
+    if found.winner is None:
+        err.print("nothing better was found than the configuration as it is", highlight=False)
+    else:
+        gain = found.winner.best / found.baseline.best - 1 if found.baseline.best else float("inf")
+        err.print(f"better: {found.winner.setting}, {gain:+.0%}; {folder / 'config.pbtxt'}", highlight=False)
+
+
+def parse_slo(text: str) -> suites.Slo:
+    """``p95=50ms``; ends the command if it is anything else."""
+    match = re.fullmatch(r"p(\d+(?:\.\d+)?)=(\d+(?:\.\d+)?)(ms|s)", text.strip())
+    if match is None or not 0 < float(match[1]) < 100:
+        fail(f"{text}: an objective such as p95=50ms is expected", code=2)
+    return suites.Slo(float(match[2]) * (1000 if match[3] == "s" else 1), float(match[1]))
+
+
+def on_gpu(
+    models: str, out: Path | None, seed: int, repository: Path, machine: str, *, quick: bool, json_: bool
+) -> None:
+    """``tidegate bench gpu``."""
+    try:
+        found = gpu.require()
+    except gpu.NoGpuError as error:
+        fail(str(error))
+    err.print(f"on {', '.join(found)}", highlight=False)
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    with tempfile.TemporaryDirectory(prefix="tidegate-gpu-") as folder:
+        copied = gpu.repository(repository, names, Path(folder))
+        scenarios = tuple(suites.Scenario("closed_sweep", name, users=(1, 8, 32, 128), duration_s=10) for name in names)
+        suite = Path(folder) / "gpu.yaml"
+        suite.write_bytes(msgspec.yaml.encode(suites.Suite("On a CUDA GPU", scenarios)))
+        run_suite(
+            RunOptions(str(suite), Where(), (), out, None, quick, None, machine, seed, copied, json_)
+        )  # fmt: skip

@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -141,7 +140,7 @@ def fetch(source: Source) -> tuple[Path, str | None]:
         if not folder.is_dir():
             raise SourceError(f"no checkpoint at {folder}")
     else:
-        folder = _download(source.name, source.revision)
+        folder = download(source.name, source.revision)
     if not (folder / "config.json").is_file():
         raise SourceError(f"{source.name} is not a transformers checkpoint: it has no config.json")
     if not any(folder.glob("*.safetensors")):
@@ -149,10 +148,17 @@ def fetch(source: Source) -> tuple[Path, str | None]:
     return folder, folder.name if source.kind == "hub" else None
 
 
-def _download(name: str, revision: str | None) -> Path:
+def download(name: str, revision: str | None = None, *, endpoint: str | None = None, cache: Path | None = None) -> Path:
+    """A hub's repository in the local cache, fetched if it is not there; its folder's name is the commit.
+
+    ``endpoint`` and ``cache`` are those of the environment (HF_ENDPOINT, HF_HOME) unless given. Pickles are not
+    fetched. Raises :class:`SourceError` with one line.
+    """
     try:
         with quiet():
-            found = snapshot_download(name, revision=revision, allow_patterns=list(CHECKPOINT_FILES))
+            found = snapshot_download(
+                name, revision=revision, allow_patterns=list(CHECKPOINT_FILES), endpoint=endpoint, cache_dir=cache
+            )
     except HFValidationError as error:
         raise SourceError(f"{name!r} is neither a folder nor a name of a hub: {first_line(error)}") from error
     except (GatedRepoError, RepositoryNotFoundError) as error:
@@ -160,8 +166,8 @@ def _download(name: str, revision: str | None) -> Path:
     except RevisionNotFoundError as error:
         raise SourceError(f"the hub has no revision {revision!r} of {name!r}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        raise SourceError(f"{name}: no hub is reachable at {endpoint}, and no copy of it is on this machine") from error
+        asked = endpoint or constants.ENDPOINT
+        raise SourceError(f"{name}: no hub is reachable at {asked}, and no copy of it is on this machine") from error
     return Path(found)
 
 

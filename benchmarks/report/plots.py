@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,13 +29,14 @@ def draw(results: Results) -> dict[str, str]:
         if plot(axes, valid, results):
             axes.set_title(title)
             axes.grid(visible=True, alpha=0.3)
-            plots[title] = _svg(figure)
+            plots[title] = _svg(figure, title)
     return plots
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, salt: str) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": salt}):  # the same data gives the same bytes, and no two plots share an id
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

@@ -34,6 +34,19 @@ from gateway.types import SCOPES
 _MICROSECOND = 1_000_000
 _OVERLAP_MAX_S = 90 * 86_400
 
+_VERIFY = (
+    sa.select(
+        *api_keys.c,
+        projects.c.organisation,
+        key_secrets.c.digest,
+        key_secrets.c.pepper_version,
+        key_secrets.c.expires_at.label("secret_expires_at"),
+    )
+    .join(projects, projects.c.name == api_keys.c.project)
+    .join(key_secrets, key_secrets.c.key_id == api_keys.c.key_id)
+    .where(api_keys.c.key_id == sa.bindparam("presented_key"))
+)
+
 
 class Keys:
     """The API keys of the store. Make one with :meth:`open`."""
@@ -236,26 +249,17 @@ class Keys:
         Raises ``Unavailable`` when the store does not answer.
         """
         async with self._store.read() as connection:
-            rows = (
-                await connection.execute(
-                    sa.select(key_secrets.c.digest, key_secrets.c.pepper_version, key_secrets.c.expires_at).where(
-                        key_secrets.c.key_id == presented.key_id
-                    )
-                )
-            ).all()
-            keys = await self._select(
-                connection, sa.select(api_keys.c.key_id).where(api_keys.c.key_id == presented.key_id)
-            )
+            rows = (await connection.execute(_VERIFY, {"presented_key": presented.key_id})).mappings().all()
         now = self._clock()
-        # An unknown key costs one digest too: time says nothing about which ids exist.
-        candidates = [(row.digest, row.pepper_version, row.expires_at) for row in rows]
-        matched, secret_end = False, None
-        for digest, version, expires_at in candidates or [("", self._pepper.current, None)]:
-            if self._pepper.matches(presented.text, digest, version):
-                matched, secret_end = True, _seconds(expires_at)
-        if not matched or not keys:
+        matched: Mapping[Any, Any] | None = None
+        for row in rows:
+            if self._pepper.matches(presented.text, row["digest"], row["pepper_version"]):
+                matched = row
+        if not rows:
+            self._pepper.matches(presented.text, "", self._pepper.current)  # time tells nothing of which ids exist
+        if matched is None:
             return None
-        key = keys[0]
+        key, secret_end = _key(matched, ()), _seconds(matched["secret_expires_at"])
         if key.state(now) != "active" or (secret_end is not None and secret_end <= now):
             return None
         ends = [end for end in (key.expires_at, secret_end) if end is not None]

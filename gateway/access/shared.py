@@ -87,7 +87,9 @@ class SharedLimiter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``lease_s``: seconds after which the place of a gateway that was killed is free again."""
-        pool = BlockingConnectionPool.from_url(url, max_connections=32, timeout=1, socket_connect_timeout=1)
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=32, timeout=60, socket_connect_timeout=max(1.0, timeout_s)
+        )  # ``take`` waits for ``timeout_s`` in all, whatever it waits for
         self._redis: Redis = Redis(connection_pool=pool)
         self._take_script = self._redis.register_script(_TAKE)
         self._gateway_id = gateway_id

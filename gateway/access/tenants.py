@@ -78,8 +78,8 @@ class Tenants:
 
         Raises ``Conflict`` if the project belongs to another organisation, ``Invalid`` for a name.
         """
-        check_name("organisation", organisation)
         check_name("project", project)
+        check_name("organisation", organisation)
         owner = await self.organisation_of(project)
         if owner is None:
             async with self._audit.operation(actor, "project.create", project) as operation:

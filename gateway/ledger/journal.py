@@ -143,6 +143,7 @@ class Journal:
             if self._timer is not None:
                 self._timer.cancel()
             self._thread.shutdown()
+            self.broken = True  # whoever is late is refused
             for segment in {*self.segments, *self._dirty}:
                 segment.close()
 

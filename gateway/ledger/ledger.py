@@ -79,12 +79,14 @@ class Ledger:
         interval_s: float = 1.0,
     ) -> None:
         self.gateway_id = f"{_host()}-{uuid_utils.uuid7()}"
-        self.counters = Counters()
         self._settings = settings
         self._store = store
         self._statistics = statistics
         self._interval_s = interval_s
         self._settler = Settler(prices)
+        self.counters = Counters(
+            cost_pico_usd=self._settler.cost_pico_usd, billed_pico_usd=self._settler.billed_pico_usd
+        )
         self._root = settings.data_dir / "journal"
         self._flusher = Flusher(store, self._root, self.gateway_id, self._settler.estimated)
         self._inflight: dict[str, UsageRecord] = {}
@@ -108,7 +110,11 @@ class Ledger:
             sync_s=self._settings.journal_sync_ms / 1000,
             max_bytes=self._settings.journal_max_bytes,
         )
-        self._journal.open()
+        try:
+            self._journal.open()
+        except OSError:
+            self._folder.close()
+            raise
         await self._settle()
         self._tasks = [
             asyncio.create_task(self._settle_forever(), name="ledger settles"),

@@ -10,7 +10,7 @@ begin again at 0.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -90,6 +90,9 @@ class Settler:
         self.balance = Balance()
         self.unclaimed: dict[str, int] = {}
         """Rows by model that Triton inferred for somebody else, or for calls that did not complete."""
+        self.cost_pico_usd: dict[str, int] = defaultdict(int)
+        """Settled compute cost by model."""
+        self.billed_pico_usd: dict[str, int] = defaultdict(int)
         self._prices = prices
         self._models: dict[str, _Model] = {}
         self._totals: dict[tuple[str, str, str], ModelStatistics] = {}
@@ -140,7 +143,7 @@ class Settler:
         """Settle all that is pending by estimate: there will be no further reading."""
         settlements = []
         for model in self._models.values():
-            settlements += [self.estimated(record) for _, record in model.pending]
+            settlements += [self._book(record, self.estimated(record)) for _, record in model.pending]
             model.pending.clear()
         return settlements
 
@@ -204,7 +207,8 @@ class Settler:
             claimed.append(record)
         settlements = self._split(model, claimed, rows, now) if claimed else []
         while model.pending and self._reading - model.pending[0][0] > _PATIENCE:
-            settlements.append(self.estimated(model.pending.popleft()[1]))
+            record = model.pending.popleft()[1]
+            settlements.append(self._book(record, self.estimated(record)))
         return settlements
 
     def _split(self, model: _Model, records: Sequence[UsageRecord], rows: int, now: float) -> list[Settlement]:
@@ -226,11 +230,19 @@ class Settler:
         shares = zip(
             records, _shares(compute_ns, work), _shares(queue_ns, work), _shares(cache_hits, work), strict=True
         )
-        return [self._settlement(record, compute, queue, hits, "measured") for record, compute, queue, hits in shares]
+        return [
+            self._book(record, self._settlement(record, compute, queue, hits, "measured"))
+            for record, compute, queue, hits in shares
+        ]
 
     def _expire(self, name: str, model: _Model) -> None:
         while model.growth and self._reading - model.growth[0].reading >= _CLAIM:
             self.unclaimed[name] = self.unclaimed.get(name, 0) + model.growth.popleft().rows
+
+    def _book(self, record: UsageRecord, settlement: Settlement) -> Settlement:
+        self.cost_pico_usd[record.model] += settlement.cost_pico_usd
+        self.billed_pico_usd[record.model] += settlement.billed_pico_usd
+        return settlement
 
     def _settlement(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -169,6 +170,7 @@ def _engine(url: URL) -> AsyncEngine:
             connect_args={"timeout": 5, "server_settings": {"application_name": "tidegate", "jit": "off"}},
         )
     engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": 10})
+    logging.getLogger("aiosqlite").setLevel(logging.WARNING)  # at DEBUG it writes the values of statements
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

@@ -17,6 +17,9 @@ from gateway.tasks.scores import normalise
 from gateway.tasks.text import Direction
 from gateway.types import InferenceResult, Plan
 
+MAX_TOKEN_VECTORS = 4096
+"""Vectors of one answer when there is one a token: 384 numbers each make some 30 MB of JSON."""
+
 
 class FeatureExtractionOptions(Options, frozen=True):
     """As text-embeddings-inference and sentence-transformers have them.
@@ -71,6 +74,11 @@ class FeatureExtraction(EmbeddingTask):
             raise Invalid("the model answers no vector a token", param="token_embeddings")
         if chosen.dimensions is not None:
             raise Invalid("dimensions are for sentence embeddings", param="dimensions")
+        if batch.units.tokens > MAX_TOKEN_VECTORS:
+            raise Invalid(
+                f"inputs has {batch.units.tokens} tokens; at most {MAX_TOKEN_VECTORS} vectors are answered in one call",
+                param="inputs",
+            )
 
         def finish(results: Sequence[InferenceResult]) -> TokenEmbeddings:
             return TokenEmbeddings(self.matrices(batch, rows, results), single)
@@ -83,6 +91,7 @@ class FeatureExtraction(EmbeddingTask):
             return [self._row_of_ids(inputs, chosen)], True
         items, single = as_list(inputs, self.settings.max_batch_items)
         if all(isinstance(item, list) for item in items):
+            self.encoder.check_total(items)
             return [self._row_of_ids(item, chosen) for item in items], single
         texts = self.encoder.check_all(items)
         if chosen.prompt_name is not None:

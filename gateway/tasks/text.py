@@ -90,12 +90,13 @@ class TextEncoder:
         self.check_total(checked, param)
         return checked
 
-    def check_total(self, texts: Sequence[str], param: str = "inputs") -> None:
-        """Raises ``Invalid`` if ``texts`` are too long together."""
+    def check_total(self, texts: Sequence[Sequence[Any]], param: str = "inputs") -> None:
+        """Raises ``Invalid`` if ``texts`` (or lists of token ids) are too long together."""
         characters = sum(map(len, texts))
         if characters > self._settings.max_call_chars:
             raise Invalid(
-                f"{param} has {characters} characters; at most {self._settings.max_call_chars} are taken in one call",
+                f"{param} has {characters} characters or ids;"
+                f" at most {self._settings.max_call_chars} are taken in one call",
                 param=param,
             )
 
@@ -188,17 +189,22 @@ class TextEncoder:
 
     def pair(self, first: str, second: str, *, truncate: bool, param: str = "inputs") -> Row:
         """A pair of texts in one row, cut from the longer one token by token (``longest_first``)."""
-        one, two = (self.tokenizer.encode(text, add_special_tokens=False) for text in (first, second))
-        room = self.max_length - self.tokenizer.num_special_tokens_to_add(is_pair=True)
-        total = len(one.ids) + len(two.ids)
-        if total > room:
-            if not truncate:
-                raise too_long(total + self.max_length - room, self.max_length, param)
-            keep_one, keep_two = _longest_first(len(one.ids), len(two.ids), room)
-            one.truncate(keep_one)
-            two.truncate(keep_two)
-        encoding = self.tokenizer.post_process(one, two)
-        return Row(encoding.ids, encoding.type_ids)
+        # Not Encoding.truncate: it keeps what it cuts off, and every combination of it.
+        encoding = self.tokenizer.encode(first, second)
+        owners = np.array([-1 if owner is None else owner for owner in encoding.sequence_ids])
+        own = [np.flatnonzero(owners == part) for part in (0, 1)]
+        if not len(own[0]) or not len(own[1]):
+            raise Invalid(f"{param} is empty: there is nothing in it that the model reads", param=param)
+        ids, types = encoding.ids, encoding.type_ids
+        if len(ids) <= self.max_length:
+            return Row(ids, types)
+        if not truncate:
+            raise too_long(len(ids), self.max_length, param)
+        room = self.max_length - (len(ids) - len(own[0]) - len(own[1]))
+        kept = np.ones(len(ids), dtype=bool)
+        for positions, keep in zip(own, _longest_first(len(own[0]), len(own[1]), room), strict=True):
+            kept[positions[keep:]] = False
+        return Row(np.array(ids)[kept].tolist(), np.array(types)[kept].tolist())
 
     def passage(self, text: str, *, stride: int | None, param: str = "inputs") -> Passage:
         """``text`` in windows of ``max_length`` that share ``stride`` tokens; None: the first window only."""

@@ -49,6 +49,8 @@ class ContractGateway:
     requests: list[Recorded] = field(default_factory=list)
     refuse: tuple[int, str, dict[str, str]] | None = None
     """Status, message and headers that every authenticated call is answered with."""
+    without_statistics: bool = False
+    """Whether answers come without an estimate, as a model's first ones do."""
     url: str = ""
 
     def asked(self, path: str) -> list[Recorded]:
@@ -178,6 +180,8 @@ class Surface:
         task = request.path_params.get("task") or found["task"]
         headers = {"Server-Timing": TIMING, "X-Tidegate-Compute-Ms": "9.4", "X-Tidegate-Cost-USD": "0.0000012345",
                    "X-Tidegate-Usage-Id": "0199-usage", "X-Request-Id": "request-1"}  # fmt: skip
+        if self.state.without_statistics:
+            headers |= {"X-Tidegate-Compute-Ms": "0.0", "X-Tidegate-Cost-USD": "0.000000000000"}
         units = {"X-Tidegate-Pixels": "135300"} if task == "image-classification" else {"X-Tidegate-Tokens": "17"}
         return JSONResponse(answer(found["name"], task, recorded), headers=headers | units)
 

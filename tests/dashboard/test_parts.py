@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +127,19 @@ def test_the_theme_and_privacy_settings_lie_beside_the_entry_script() -> None:
     assert "gatherUsageStats = false" in config
     assert 'showErrorDetails = "none"' in config
     assert f"maxUploadSize = {uploads.MAX_BYTES // 2**20} " in config
+
+
+def test_every_file_that_is_no_code_is_packaged() -> None:
+    folder = Path(examples.__file__).parent
+    section = (folder.parent / "pyproject.toml").read_text(encoding="utf-8").split("[tool.setuptools.package-data]")[1]
+    section = section.split("\n[")[0]
+    everywhere, ours = (re.search(rf"^{name} = \[(.+)\]$", section, re.M) for name in (r'"\*"', "dashboard"))
+    assert everywhere
+    assert ours
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix not in {".py", ".pyc"}:
+            patterns = re.findall(r'"([^"]+)"', ours.group(1))
+            below = any(fnmatch(str(path.relative_to(folder)), pattern) for pattern in patterns)
+            in_package = (path.parent / "__init__.py").exists()
+            general = any(fnmatch(path.name, pattern) for pattern in re.findall(r'"([^"]+)"', everywhere.group(1)))
+            assert below or (in_package and general), path

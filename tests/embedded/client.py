@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +62,12 @@ class ModelClient:
             cache_hits=entry.inference_stats.cache_hit.count,
         )
 
-    def since(self, before: Statistics) -> Statistics:
-        """What has been counted since ``before``."""
-        now = self.statistics()
+    def since(self, before: Statistics, inferences: int) -> Statistics:
+        """What has been counted since ``before``; Triton counts after it has answered, so wait for ``inferences``."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while (now := self.statistics()).inferences - before.inferences < inferences:
+            assert time.monotonic() < deadline, f"{now} has not {inferences} more than {before}"
+            time.sleep(0.02)
         return Statistics(
             inferences=now.inferences - before.inferences,
             executions=now.executions - before.executions,

@@ -87,7 +87,7 @@ class Repository:
         self.write_config(name, describe("pytorch", inputs, outputs, max_batch_size, extra, optional))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit itself
-            torch.jit.script(forward).save(str(self.folder / name / "1" / "model.pt"))
+            torch.jit.save(torch.jit.script(forward), str(self.folder / name / "1" / "model.pt"))
         return name
 
 
@@ -134,7 +134,7 @@ class Shift(torch.nn.Module):
 class Lookup(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("table", torch.arange(10, dtype=torch.float32) * 10)
+        self.table = torch.nn.Parameter(torch.arange(10, dtype=torch.float32) * 10, requires_grad=False)
 
     def forward(self, index: torch.Tensor) -> torch.Tensor:
         return torch.index_select(self.table, 0, index.reshape(-1)).reshape(index.shape)
@@ -146,7 +146,7 @@ class Greet(torch.nn.Module):
 
 
 class Ten(torch.nn.Module):
-    def forward(  # noqa: PLR0913
+    def forward(
         self,
         a: torch.Tensor,
         b: torch.Tensor,

@@ -70,7 +70,7 @@ def test_requests_are_batched_into_one_execution(model: Load) -> None:
     for value, answer in enumerate(answers):
         assert not isinstance(answer, InferenceServerException), answer
         np.testing.assert_array_equal(answer["SUM__0"], LEFT * value + RIGHT)
-    counted = client.since(before)
+    counted = client.since(before, 12)
     assert counted.inferences == 12
     assert counted.executions < 12
     assert counted.infer_ns > 0

@@ -27,14 +27,13 @@ async def execute(settings, action):
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     monkeypatch.setenv("TIDEGATE_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("COLUMNS", "200")
     return Settings()
 
 
 @pytest.fixture
 def used(settings):
     records = [
-        make_record(model="sentiment", tokens=1500, cost_pico_usd=570, compute_ns=2_000_000),
+        make_record(model="sentiment", tokens=1500, cost_pico_usd=570, billed_pico_usd=570, compute_ns=2_000_000),
         make_record(model="sentiment", state="failed"),
         make_record(model="[bold]digits", pixels=784, project="other"),
     ]
@@ -52,7 +51,8 @@ def test_a_table_for_people(used):
     output = run().output
     assert "Usage by model" in output
     assert "1,500" in output
-    assert "0.000000000570" in output
+    assert "…" not in output  # nothing is cut off at 80 columns
+    assert "5.7e-10" in output
     assert "[bold]digits" in output
 
 

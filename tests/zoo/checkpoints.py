@@ -66,7 +66,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def save_text_model(folder: Path, kind: str) -> Path:
-    """A checkpoint for a text task; ``kind``: classification, distilbert, roberta, tokens, questions, embeddings, cls."""
+    """A checkpoint for a text task; ``kind`` is one of ``makers``. ``cls`` is pooled by its first token."""
     torch.manual_seed(7)
     labels = {"id2label": {0: "bad", 1: "good", 2: "mixed"}, "label2id": {"bad": 0, "good": 1, "mixed": 2}}
     tags = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER"}, "label2id": {"O": 0, "B-PER": 1, "I-PER": 2}}

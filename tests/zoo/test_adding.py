@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.zoo.checkpoints import save_image_model, save_marian, save_text_model
 
 from gateway.catalog import Recipe, Source, read_card
 from gateway.settings import Settings
+from tests.zoo.checkpoints import save_image_model, save_marian, save_text_model
+from tests.zoo.hub import COMMIT, serve_hub
 from zoo.adding import default_name, describe, image_preprocessing
 from zoo.build import Builder
+from zoo.checkpoints import download
 from zoo.errors import SourceError
 from zoo.recipes import write_recipe
 from zoo.runtime import TaskRunner, load_runner
@@ -157,6 +159,32 @@ def test_weights_of_another_task_are_not_filled_in_at_random(checkpoints: Path, 
     card = make_card(**recipe.model_dump(mode="json"))
     with pytest.raises(SourceError, match="has no weights for"):
         Builder(settings).build(card)
+
+
+def test_a_hubs_repository_is_fetched_without_its_pickles(checkpoints: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints / "cls", tmp_path / "hub" / "owner" / "tiny")
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    with serve_hub(tmp_path / "hub") as (endpoint, asked):
+        found = download("owner/tiny", endpoint=endpoint, cache=tmp_path / "cache")
+        with pytest.raises(SourceError, match="^the hub has no model 'owner/none'"):
+            download("owner/none", endpoint=endpoint, cache=tmp_path / "cache")
+    assert found.name == COMMIT
+    fetched = {str(path.relative_to(found)) for path in found.rglob("*") if path.is_file()}
+    assert fetched == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "1_Pooling/config.json",
+    }  # fmt: skip
+    assert not any("pytorch_model.bin" in path for path in asked)
+
+
+@pytest.mark.slow
+def test_no_hub_is_one_line(tmp_path: Path) -> None:
+    with serve_hub(tmp_path) as (gone, _):
+        pass
+    with pytest.raises(SourceError) as caught:
+        download("owner/name", endpoint=gone, cache=tmp_path)
+    assert str(caught.value) == f"owner/name: no hub is reachable at {gone}, and no copy of it is on this machine"
+    with pytest.raises(SourceError, match="neither a folder nor a name of a hub"):
+        download("a name", endpoint=gone, cache=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.zoo.checkpoints import save_text_model
-from tests.zoo.hub import COMMIT, serve_hub
 from typer.testing import CliRunner, Result
 
 from gateway.catalog import read_card
 from gateway.tasks.image import model_pixels, open_picture
+from tests.zoo.checkpoints import save_text_model
+from tests.zoo.hub import COMMIT, serve_hub
 from tidegate.commands.models import app
 from zoo.pictures import STROKES, load_picture
 
@@ -187,7 +187,9 @@ def test_a_local_checkpoint_is_added(tidegate, repository: Path, checkpoint: Pat
     card = read_card(repository / "tiny-bert")
     assert card.built
     assert card.recipe.labels == ("a", "b", "c")
-    assert "there is a model 'tiny-bert' already" in error_line(tidegate("add", checkpoint, "-T", "text-classification"))
+    assert "there is a model 'tiny-bert' already" in error_line(
+        tidegate("add", checkpoint, "-T", "text-classification")
+    )
 
 
 def test_a_model_that_cannot_be_built_leaves_nothing(tidegate, repository: Path, checkpoint: Path) -> None:
@@ -198,60 +200,28 @@ def test_a_model_that_cannot_be_built_leaves_nothing(tidegate, repository: Path,
     assert list(repository.iterdir()) == []
 
 
-HUB = """
-from tidegate.commands.models import app
-app()
-"""
-
-
-def run_with_hub(endpoint: str, repository: Path, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own: the hub's address is read when the library is imported."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(cache),
-        "TIDEGATE_MODEL_REPOSITORY": str(repository),
-    }
-    return subprocess.run(
-        [sys.executable, "-c", HUB, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
-
-
 @pytest.mark.slow
-def test_a_hubs_model_is_added_with_its_commit_and_without_its_pickles(
-    repository: Path, tmp_path: Path, checkpoint: Path
-) -> None:
+def test_a_hubs_model_is_added_with_its_commit(repository: Path, tmp_path: Path, checkpoint: Path) -> None:
+    """In a process of its own: the hub's address is read when its library is imported."""
     shutil.copytree(checkpoint, tmp_path / "hub" / "owner" / "tiny")
-    (tmp_path / "hub" / "owner" / "tiny" / "pytorch_model.bin").write_bytes(b"a pickle")
-    with serve_hub(tmp_path / "hub") as (endpoint, asked):
-        done = run_with_hub(
-            endpoint, repository, tmp_path / "cache", "add", "owner/tiny", "--task", "text-classification"
+    code = "from tidegate.commands.models import app; app()"
+    arguments = ["add", "owner/tiny", "--task", "text-classification"]
+    with serve_hub(tmp_path / "hub") as (endpoint, _asked):
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "cache"),
+            "TIDEGATE_MODEL_REPOSITORY": str(repository),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
         )
-        assert done.returncode == 0, done.stderr
-        missing = run_with_hub(
-            endpoint, repository, tmp_path / "cache", "add", "owner/none", "--task", "text-classification"
-        )
-    assert read_card(repository / "tiny").recipe.source.revision == COMMIT
-    assert read_card(repository / "tiny").built
-    assert any(path.endswith("/model.safetensors") for path in asked)
-    assert not any("pytorch_model.bin" in path for path in asked)
-    assert missing.returncode == 1
-    assert missing.stderr.strip().startswith("error: the hub has no model 'owner/none'")
-    assert len(missing.stderr.strip().splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_no_hub_is_one_line(repository: Path, tmp_path: Path) -> None:
-    done = run_with_hub("http://127.0.0.1:9", repository, tmp_path, "add", "owner/name", "--task", "translation")
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines() == [
-        "error: owner/name: no hub is reachable at http://127.0.0.1:9, and no copy of it is on this machine"
-    ]
-    assert list(repository.iterdir()) == []
+    assert done.returncode == 0, done.stderr
+    card = read_card(repository / "tiny")
+    assert card.recipe.source.revision == COMMIT
+    assert card.built
 
 
 def test_every_command_shows_an_example(tidegate) -> None:
     for command in ("list", "build", "show", "evaluate", "add", "verify", "remove"):
         assert f"tidegate models {command}" in tidegate(command, "--help").stdout
-
-

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from gateway.catalog import Golden
-from gateway.tasks.answers import Answers, Entities, Entity, Label, Labels, Similarities, Span, Translation, Translations
+from gateway.tasks.answers import (
+    Answers,
+    Entities,
+    Entity,
+    Label,
+    Labels,
+    Similarities,
+    Span,
+    Translation,
+    Translations,
+)
 from zoo.golden import compare
 
 LABELS = Labels([[Label("cat", 0.7), Label("dog", 0.3)]], single=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.zoo.checkpoints import ENGLISH, FRENCH, save_marian
 from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
+from tests.zoo.checkpoints import ENGLISH, FRENCH, save_marian
 from zoo.checkpoints import load_module, load_tokenizer
 from zoo.errors import SourceError
 from zoo.marian import Marian, from_transformers
@@ -72,7 +72,9 @@ def test_a_row_does_not_depend_on_its_batch(folder: Path) -> None:
     assert together[1, :length].tolist() == alone[0].tolist()
 
 
-@pytest.mark.parametrize("text", [*ENGLISH, *FRENCH, "  two  spaces ", ">>fra<< The cat.", "ﬁne Ａ", "zebra ÄÖ 漢", "x"])
+@pytest.mark.parametrize(
+    "text", [*ENGLISH, *FRENCH, "  two  spaces ", ">>fra<< The cat.", "ﬁne Ａ", "zebra ÄÖ 漢", "x"]
+)
 def test_token_ids_equal_those_of_transformers(folder: Path, text: str) -> None:
     expected = MarianTokenizer.from_pretrained(folder)
     found = load_tokenizer(folder)

@@ -11,7 +11,9 @@ from gateway.catalog import Catalog, Evaluation, ModelCard, Recipe
 from zoo.recipes import write_evaluations, write_recipe
 
 CARDS = list(Catalog.load(Path(__file__).parents[2] / "model_repository"))
-SCORE = Evaluation(metric="accuracy", value=0.9125, floor=0.9, dataset="a: b", split="last 20 %", samples=800, date="2026-01-02")
+SCORE = Evaluation(
+    metric="accuracy", value=0.9125, floor=0.9, dataset="a: b", split="last 20 %", samples=800, date="2026-01-02"
+)
 
 
 def load(path: Path) -> Recipe:

@@ -81,3 +81,91 @@ def overhead(
     benching = _benching()
     where = benching.Where(url, grpc_url, triton, triton_grpc, key, third)
     benching.overhead(where, protocols, concurrency, rounds, leg_seconds, seed, model_repository, json_=json_)
+
+
+@app.command()
+def tasks(
+    url: Url = None,
+    key: Key = None,
+    workloads: Annotated[str, typer.Option(help="Tasks, separated by commas.")] = "embeddings,sentiment,imagenet",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures gateway and ceiling once.")] = 5,
+    leg_seconds: Annotated[float, typer.Option(min=0.5, help="Seconds of one leg.")] = 6.0,
+    seed: Seed = 1,
+    model_repository: Repository = REPOSITORY,
+    json_: JsonFlag = False,
+) -> None:
+    """Compare task calls with the ceiling: the same work in one process with ideal batches.
+
+    Example: tidegate bench tasks --workloads imagenet --rounds 3
+    """
+    benching = _benching()
+    where = benching.Where(gateway=url, key=key)
+    benching.tasks(where, workloads, rounds, leg_seconds, seed, model_repository, json_=json_)
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="Folder of a report.")],
+    after: Annotated[Path, typer.Argument(help="Folder of another.")],
+    json_: JsonFlag = False,
+) -> None:
+    """Say what changed between two reports, and whether it is more than noise.
+
+    Example: tidegate bench compare benchmarks/results/old benchmarks/results/new
+    """
+    _benching().compare_reports(before, after, json_=json_)
+
+
+@app.command()
+def why(
+    model: Annotated[str, typer.Argument(help="Model that is loaded.")],
+    url: Annotated[str | None, typer.Option(help="Gateway; default: http://127.0.0.1:8080.")] = None,
+    key: Key = None,
+    triton: Annotated[str | None, typer.Option(help="Ask this Triton in place of a gateway, host:port.")] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Watch so long; 0: everything since the model was loaded.")
+    ] = 0.0,
+    json_: JsonFlag = False,
+) -> None:
+    """Explain from Triton's statistics why a model batches, or does not.
+
+    Example: tidegate bench why embeddings --key "$(cat .tidegate/demo.key)" --seconds 10
+    """
+    benching = _benching()
+    benching.why(benching.Where(gateway=url, key=key, triton=triton), model, seconds, json_=json_)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="Model to tune.")],
+    slo: Annotated[str, typer.Option(help="Objective that goodput counts within.")] = "p95=50ms",
+    workload: Annotated[str | None, typer.Option(help="Workload to load it with; default: the model's own.")] = None,
+    users: Annotated[str, typer.Option(help="Concurrencies to try, separated by commas.")] = "4,16,48",
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of each trial.")] = 5.0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the evidence and the winning config.pbtxt.")] = None,
+    seed: Seed = 1,
+    model_repository: Repository = REPOSITORY,
+    json_: JsonFlag = False,
+) -> None:
+    """Search queue delay, preferred batch sizes and instances; write the winner with its evidence.
+
+    Example: tidegate bench tune sentiment --slo p95=100ms
+    """
+    _benching().tune(model, slo, workload, users, seconds, out, seed, model_repository, json_=json_)
+
+
+@app.command()
+def gpu(
+    models: Annotated[str, typer.Option(help="Models, separated by commas.")] = "identity,embeddings,imagenet",
+    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    machine: Annotated[str, typer.Option(help="Machine of the price list that stands for this one.")] = "gpu-1",
+    quick: Annotated[bool, typer.Option("--quick", help="A rehearsal.")] = False,
+    seed: Seed = 1,
+    model_repository: Repository = REPOSITORY,
+    json_: JsonFlag = False,
+) -> None:
+    """Measure models on a CUDA GPU through the embedded backends.
+
+    Example: tidegate bench gpu --models embeddings
+    """
+    _benching().on_gpu(models, out, seed, model_repository, machine, quick=quick, json_=json_)

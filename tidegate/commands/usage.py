@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,8 +24,16 @@ T = TypeVar("T")
 
 app = typer.Typer(help="What was used, and what it cost.", invoke_without_command=True)
 
-_TABLE = ("requests", "failed", "tokens", "pixels", "rows", "compute_ms", "cost_usd", "billed_usd")
-_ALWAYS = {"requests", "compute_ms", "cost_usd", "billed_usd"}
+_TABLE = {
+    "requests": "requests",
+    "failed": "failed",
+    "tokens": "tokens",
+    "pixels": "pixels",
+    "compute_ms": "compute ms",
+    "cost_usd": "cost USD",
+    "billed_usd": "billed USD",
+}
+"""Columns for people, and their headings, which may wrap."""
 
 
 @app.callback()
@@ -90,14 +99,22 @@ def _print(rows: list[dict[str, Any]], by: str, form: str, output: Path | None) 
             out.print("Nothing was used in this period.")
             return
         groups = [name for name in rows[0] if name in {"key", "project", "organisation", "model", "day"}]
-        columns = [*groups, *(name for name in _TABLE if name in _ALWAYS or any(row[name] for row in rows))]
-        print_table(f"Usage by {by}", columns, [[_cell(row[name]) for name in columns] for row in rows])
+        columns = [*groups, *(name for name in _TABLE if _wanted(name, rows))]
+        headings = [_TABLE.get(name, name) for name in columns]
+        print_table(f"Usage by {by}", headings, [[_cell(row[name]) for name in columns] for row in rows])
     else:
         text = to_csv(rows) if form == "csv" else to_json_text(rows)
         if output is None:
             typer.echo(text, nl=False)
         else:
             _save(output, text.encode())
+
+
+def _wanted(name: str, rows: list[dict[str, Any]]) -> bool:
+    """Whether a column says something: a bill that is the cost, or a count of nothing, does not."""
+    if name == "billed_usd":
+        return any(row[name] != row["cost_usd"] for row in rows)
+    return name in {"requests", "compute_ms", "cost_usd"} or any(row[name] for row in rows)
 
 
 def _save(path: Path, data: bytes) -> None:
@@ -112,7 +129,9 @@ def _cell(value: Any) -> str:
         return f"{value:,.1f}"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value) if isinstance(value, str) else f"{value:f}"
+    if isinstance(value, Decimal):
+        return f"{value:,.4f}" if value >= 1 else f"{float(value):.3g}"
+    return str(value)
 
 
 def _day(option: str, value: str | None, today: dt.date) -> dt.date | None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -49,14 +50,14 @@ def distort(images: Tensor) -> Tensor:
 
 def train(options: Options) -> tuple[Digits, int]:
     """Train until the time is up; returns the averaged model and the number of steps."""
-    images, labels = map(torch.from_numpy, read_digits(options.data, "train"))
+    images, labels = (torch.tensor(array) for array in read_digits(options.data, "train"))
     model = Digits()
     trainer = Trainer(model, averaging=AVERAGING, dtype=torch.float32, seed=options.seed)
     budget = Budget(options.minutes)
     while not budget.spent():
         rows = torch.randint(len(images), (BATCH,))
         rate = RATE * warm_cosine(trainer.steps, budget.progress, WARMUP)
-        loss = functional.cross_entropy(model(distort(images[rows].clone())), labels[rows], label_smoothing=0.05)
+        loss = functional.cross_entropy(model(distort(images[rows])), labels[rows], label_smoothing=0.05)
         trainer.step(loss, rate)
         if trainer.steps % 500 == 0:
             logger.info("step %d loss %.3f %.0f s", trainer.steps, loss.item(), budget.elapsed)
@@ -64,18 +65,23 @@ def train(options: Options) -> tuple[Digits, int]:
 
 
 @torch.inference_mode()
+def score_of(model: Digits, folder: Path) -> tuple[float, int]:
+    """Accuracy on the validation images, and their number."""
+    images, labels = read_digits(folder, "validation")
+    best = model(torch.tensor(images)).argmax(dim=1)
+    return accuracy(best.tolist(), labels.tolist()), len(labels)
+
+
 def main() -> None:
     """Train, save, measure the weights as they are kept, and write the record."""
     options = parse_options("Train digits.", minutes=4)
     seed_everything(options.seed)
     budget = Budget(options.minutes)
-    with torch.inference_mode(False):
-        model, steps = train(options)
+    model, steps = train(options)
     save_weights(options.out / "weights.safetensors", model.state_dict())
     write_labels(options.out, [str(digit) for digit in range(10)])
     model.load_state_dict(load_weights(options.out / "weights.safetensors"))
-    images, labels = read_digits(options.data, "validation")
-    score = accuracy(model(torch.from_numpy(images.copy())).argmax(dim=1).tolist(), labels.tolist())
+    score, count = score_of(model, options.data)
     logger.info("accuracy %.4f", score)
     write_record(
         options.out,
@@ -97,7 +103,7 @@ def main() -> None:
             "shear": SHEAR,
             "shift": SHIFT,
         },
-        score={"metric": "accuracy", "value": round(score, 4), "examples": len(labels)},
+        score={"metric": "accuracy", "value": round(score, 4), "examples": count},
         seed=options.seed,
         seconds=budget.elapsed,
     )

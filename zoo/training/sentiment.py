@@ -30,8 +30,8 @@ from zoo.training.evaluation import accuracy
 logger = logging.getLogger(__name__)
 
 RANK, ADAPTER_DROPOUT = 32, 0.0
-RATE, WARMUP, TOKENS, AVERAGING = 4.0e-4, 60, 800, 0.99
-UNKNOWN, WORD_DROPOUT = 100, 0.05
+RATE, WARMUP, TOKENS, AVERAGING = 3.0e-4, 60, 800, 0.998
+UNKNOWN, WORD_DROPOUT, SMOOTHING = 100, 0.1, 0.1
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -67,7 +67,7 @@ def train(options: Options) -> tuple[SequenceClassifier, Tokenizer, int]:
         for batch in length_buckets([len(row) for row in rows], TOKENS, generator):
             ids, mask = padded([rows[row] for row in batch])
             ids = ids.masked_fill((torch.rand(ids.shape) < WORD_DROPOUT) & (mask == 1), UNKNOWN)
-            loss = functional.cross_entropy(model(ids, mask).float(), target[batch])
+            loss = functional.cross_entropy(model(ids, mask).float(), target[batch], label_smoothing=SMOOTHING)
             trainer.step(loss, RATE * warm_cosine(trainer.steps, budget.progress, WARMUP))
             if trainer.steps % 50 == 0:
                 logger.info("step %d loss %.3f %.0f s", trainer.steps, loss.item(), budget.elapsed)
@@ -105,6 +105,7 @@ def main() -> None:
             "averaging": AVERAGING,
             "steps": steps,
             "word_dropout": WORD_DROPOUT,
+            "label_smoothing": SMOOTHING,
             "optimizer": "AdamW",
             "weight_decay": 0.01,
             "precision": "bfloat16, float32 masters and attention",

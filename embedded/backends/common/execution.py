@@ -48,13 +48,14 @@ class BatchExecutor:
         self._output_order = [tensor.name for tensor in spec.outputs]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response for each request, in order."""
+        """One response for each request, in order.
+
+        Requests are not asked whether they are cancelled: that asks the server's process and costs more (about 0.1 ms)
+        than all else here; what is cancelled while it waits, Triton itself drops before it comes here.
+        """
         responses: list[Any] = [None] * len(requests)
         groups: dict[tuple[Any, ...], list[tuple[int, Feeds]]] = {}
         for index, request in enumerate(requests):
-            if request.is_cancelled():
-                responses[index] = _failure("the request was cancelled", pb_utils.TritonError.CANCELLED)
-                continue
             try:
                 feeds = self._read(request)
             except InvalidInputError as error:

@@ -189,7 +189,7 @@ async def test_two_gateways_share_and_fall_back_to_their_share(policies, budgets
     await policies.set_tier("default", Limits(requests_per_second=0.0001, burst=40))
     gateways = []
     for name in ("one", "two"):
-        shared = SharedLimiter(redis_server.url, name, timeout_s=1.0)
+        shared = SharedLimiter(redis_server.url, name, timeout_s=20.0)
         await shared.start()
         gateways.append((shared, Admission(policies, budgets, shared=shared, clock=clock)))
     try:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.redis
 async def make_limiter(redis_server):
     limiters = []
 
-    async def make(name, *, timeout_s=1.0, **values):
+    async def make(name, *, timeout_s=20.0, **values):
         limiter = SharedLimiter(redis_server.url, name, timeout_s=timeout_s, **values)
         await limiter.start()
         limiters.append(limiter)

@@ -36,7 +36,12 @@ async def address(store, access):
     """Host and port of the running application."""
     server = uvicorn.Server(
         uvicorn.Config(
-            create_admin(store, access), log_config=None, lifespan="off", server_header=False, proxy_headers=False
+            create_admin(store, access),
+            log_config=None,
+            lifespan="off",
+            server_header=False,
+            proxy_headers=False,
+            access_log=False,
         )
     )
     with socket.socket() as listener:

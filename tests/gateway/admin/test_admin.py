@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.access import keyformat
+from tests.gateway.access.support import dump
 
 
 async def test_the_life_of_a_key(operator, as_key, access):
@@ -124,3 +125,35 @@ async def test_no_audit_no_change(operator, access, victim):
     assert answer.headers["retry-after"].isdigit()
     assert (await access.keys.get(victim.key_id)).revoked_at is None
     access.audit.anchor_file.rmdir()
+
+
+async def test_no_secret_appears_anywhere(operator, as_key, access, store, migrated_settings, capfd, caplog):
+    caplog.set_level("DEBUG")
+    made = (await operator.post("/admin/projects", json={"name": "web"})).status_code
+    assert made == 201
+    canary = (await operator.post("/admin/keys", json={"project": "web", "scopes": ["keys:admin"]})).json()
+    secret = canary["key"].split("_")[3]
+    client, path = as_key(canary["key"]), f"/admin/keys/{canary['key_id']}"
+    answers = [
+        await client.get(path),
+        await client.get("/admin/audit"),
+        await client.get("/admin/nothing"),
+        await client.post("/admin/keys", content=b"{"),
+        await client.post("/admin/keys", json={"project": canary["key"]}),
+        await client.post("/admin/keys", json={"project": "web", "label": "x" * 200}),
+        await client.get("/admin/keys", params={"api_key": canary["key"]}),
+        await client.get("/admin/keys", headers={"X-API-Key": canary["key"]}),
+        await as_key(canary["key"][:-1] + "!").get(path),
+        await as_key(canary["key"] + "x").get(path),
+        await operator.delete(path),
+        await client.get(path),
+        await operator.get("/admin/audit"),
+    ]
+    assert {answer.status_code for answer in answers} >= {200, 400, 401, 403, 422}
+    await access.authenticator._flush(touch=True, all_=True)
+    assert not any(secret in answer.text for answer in answers)
+    assert not any(secret in str(answer.headers) for answer in answers)
+    assert secret not in await dump(store)
+    assert not any(secret.encode() in file.read_bytes() for file in migrated_settings.data_dir.iterdir())
+    ours = [record for record in caplog.records if not record.name.startswith("http")]  # not the client's own log
+    assert secret not in "".join(capfd.readouterr()) + "".join(record.getMessage() for record in ours)

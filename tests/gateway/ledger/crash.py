@@ -102,7 +102,7 @@ async def audit(folder: Path, database: str | None, acknowledged: dict[str, str]
     store = await Store.open(configuration)
     ledger = Ledger(configuration, store, make_prices(), CountingTriton().statistics, interval_s=0.02)
     await ledger.start()
-    await until(lambda: _journals(folder) == [ledger.gateway_id], 120)
+    await until(lambda: _journals(folder) == [ledger.gateway_id], 900)
     await ledger.stop()
     states = dict(await fetch(store, "SELECT usage_id, state FROM usage_records"))
     unsettled = (await fetch(store, "SELECT count(*) FROM usage_records WHERE NOT settled"))[0][0]

@@ -70,6 +70,12 @@ async def test_from_call_to_row(make_ledger, store, triton):
     assert (found["bytes_in"], found["bytes_out"], found["error"]) == (100, 200, None)
     assert found["total_ns"] > 0
     assert found["gateway_id"] == ledger.gateway_id
+    counters = ledger.counters
+    assert (counters.tokens, counters.cost_pico_usd, counters.billed_pico_usd) == (
+        {"sentiment": 16},
+        {"sentiment": 100},
+        {"sentiment": 100},
+    )
 
 
 async def test_it_writes_by_itself(make_ledger, store):
@@ -178,6 +184,21 @@ async def test_after_stop_nothing_is_left_in_the_journal(make_ledger, store, set
     assert journals(settings) == []
     assert await fetch(store, STATES) == [("completed", 20)]
     assert await fetch(store, "SELECT count(*) FROM usage_records WHERE NOT settled") == [(0,)]
+
+
+async def test_after_stop_calls_are_refused(make_ledger):
+    ledger = await make_ledger()
+    await ledger.stop()
+    assert not ledger.available
+    with pytest.raises(Unavailable):
+        await ledger.reserve(make_call())
+
+
+async def test_without_a_folder_to_write_to_it_does_not_start(settings, store, triton):
+    (settings.data_dir / "journal").write_text("in the way")
+    ledger = Ledger(settings, store, make_prices(), triton.statistics)
+    with pytest.raises(OSError, match="journal"):
+        await ledger.start()
 
 
 async def test_segments_are_deleted_only_after_their_records_are_committed(make_ledger, store):

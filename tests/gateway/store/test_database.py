@@ -141,6 +141,42 @@ async def test_an_unreachable_database_does_not_show_its_password(tmp_path):
     assert "hunter2" not in str(failure.value)
 
 
+async def test_a_full_disk_refuses_and_recovers(tmp_path):
+    settings = Settings(data_dir=tmp_path)
+    store = await Store.open(settings)
+
+    async def fill(pages: str) -> None:
+        async with store.write() as connection:
+            await connection.execute(sa.text(f"PRAGMA max_page_count = {pages}"))
+            for number in range(2000):
+                name = f"{number:060}"
+                await connection.execute(sa.insert(organisations).values(name=name, created_at=1))
+
+    try:
+        with pytest.raises(Unavailable):
+            await fill("1")  # SQLite takes the pages it has as the least: not one more
+        assert await store.ping()
+        async with store.read() as connection:
+            assert (await connection.execute(sa.select(organisations))).all() == []
+        await fill("1000000")
+    finally:
+        await store.close()
+
+
+async def test_a_read_only_database_refuses_and_is_read(tmp_path):
+    await (await Store.open(Settings(data_dir=tmp_path))).close()
+    store = await Store.open(Settings(data_dir=tmp_path, database_url=f"sqlite:///{tmp_path}/tidegate.db"))
+    try:
+        async with store.read() as connection:
+            await connection.execute(sa.text("PRAGMA query_only = ON"))  # the pool has one connection for us
+        with pytest.raises(Unavailable):
+            async with store.write() as connection:
+                await connection.execute(sa.insert(organisations).values(name="one", created_at=1))
+        assert await store.ping()
+    finally:
+        await store.close()
+
+
 @pytest.mark.parametrize("url", ["mysql://h/d", "nonsense"])
 def test_other_databases_are_refused(tmp_path, url):
     with pytest.raises(StoreError):

@@ -57,6 +57,10 @@ class TestFeatureExtraction:
         for matrix, ids in zip(answer.items, (HELLO, WORLD), strict=True):
             np.testing.assert_allclose(matrix, table(WIDTH, 1)[ids], rtol=1e-6)
 
+    def test_the_vectors_of_one_answer_are_limited(self, runner: Runner) -> None:
+        with pytest.raises(Invalid, match="at most 4096 vectors"):
+            runner.plan("embeddings", "feature-extraction", ["hello " * 100] * 65, token_embeddings=True)
+
     def test_prompt(self, runner: Runner) -> None:
         with_prompt = extract(runner, "hello", prompt_name="query")
         np.testing.assert_array_equal(with_prompt.vectors, extract(runner, "query: hello").vectors)

@@ -72,6 +72,17 @@ def test_pairs_equal_the_tokenizers_own(encoder: TextEncoder, reference: Tokeniz
     assert list(row.type_ids or ()) == expected.type_ids
 
 
+def test_a_pair_of_long_texts_takes_no_more_than_its_tokens(encoder: TextEncoder) -> None:
+    begin = time.process_time()
+    assert len(encoder.pair("a " * 100_000, "b " * 99_999, truncate=True).ids) == 64
+    assert time.process_time() - begin < 5
+    with pytest.raises(Invalid, match="200002 tokens"):
+        encoder.pair("a " * 100_000, "b " * 99_999, truncate=False)
+    for pair in (("", "b"), ("a", " ")):
+        with pytest.raises(Invalid, match="empty"):
+            encoder.pair(*pair, truncate=True)
+
+
 def test_a_text_that_may_not_be_cut_is_refused(encoder: TextEncoder) -> None:
     with pytest.raises(Invalid, match="inputs has 102 tokens; the model takes 64"):
         encoder.rows(["hello " * 100], truncate=False)

@@ -172,13 +172,15 @@ def test_token_classification(tmp_path: Path, kind: str, labels: list[str]) -> N
     model = BertForTokenClassification(config(tokenizer, labels)).eval()
     theirs = pipeline("token-classification", model=model, tokenizer=tokenizer)
     model_card = card(tmp_path, "token-classification", tokenizer, labels)
+    found = 0
     for strategy, more in OPTIONS:
         if kind == "bpe" and "stride" in more:
             continue  # tokenizers gives a lone space in front of a window another offset than inside of one
         answer = ours(model_card, model, TEXTS, aggregation_strategy=strategy, **more)
         for text, got in zip(TEXTS, answer.items, strict=True):
             compare(strategy, text, got, theirs(text, aggregation_strategy=strategy, **more))
-        assert any(answer.items)
+        found += sum(map(len, answer.items))
+    assert found
 
 
 def compare(strategy: str, text: str, got: list[Entity], expected: list[dict[str, Any]]) -> None:

@@ -1,0 +1,116 @@
+"""The commands against a running stack: a real Triton, a real gateway, a real key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.stack import Stack
+from tidegate.commands.bench import app
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+
+SUITE = """
+title: A rehearsal
+scenarios:
+  - {kind: single_stream, workload: identity, duration_s: 1, warmup_s: 0.2}
+  - {kind: closed_sweep, workload: identity, protocol: grpc, duration_s: 1, warmup_s: 0.2, users: [4]}
+  - {kind: burst, workload: identity, duration_s: 2, warmup_s: 0.2, rate: 40, max_lag_ms: 2000}
+  - {kind: overload, workload: identity, duration_s: 1, warmup_s: 0, rate: 50, factors: [2], max_lag_ms: 2000}
+  - {kind: cancellations, workload: identity, duration_s: 2, warmup_s: 0, rate: 50, max_lag_ms: 2000}
+  - {kind: mixed_tenants, workload: identity, duration_s: 1}
+  - {kind: cold_start, workload: identity}
+"""
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with Stack(["identity"]) as running:
+        yield running
+
+
+def test_a_suite_runs_and_its_usage_records_match(stack: Stack, tmp_path: Path) -> None:
+    suite = tmp_path / "rehearsal.yaml"
+    suite.write_text(SUITE)
+    where = stack.addresses
+    result = CliRunner().invoke(
+        app,
+        [
+            "run",
+            str(suite),
+            "--url",
+            where.gateway,
+            "--grpc-url",
+            where.gateway_grpc,
+            "--out",
+            str(tmp_path / "report"),
+        ],
+        env={"TIDEGATE_KEY": where.key},
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    measured = {item["scenario"]: item for item in report["measurements"]}
+    assert set(measured) == {"single_stream", "closed_sweep", "burst", "overload", "cancellations"}
+    for item in report["measurements"]:
+        assert item["counts"]["wrong"] == item["counts"]["error"] == 0, item["faults"]
+        assert not any("usage records" in reason for reason in item["reasons"])
+    for name in ("single_stream", "closed_sweep"):
+        assert measured[name]["verdict"] == "VALID", measured[name]["reasons"]
+        assert measured[name]["usage_records"] >= measured[name]["counts"]["ok"] > 0
+        assert measured[name]["mean_batch"] >= 1
+    assert {reason.split()[0] for reason in report["skipped"]} == {"mixed_tenants", "cold_start"}
+    assert "<svg" in (tmp_path / "report" / "report.html").read_text()
+    assert list((tmp_path / "report" / "samples").glob("*.jsonl.gz"))
+
+
+def test_overhead_measures_both_ways_over_both_protocols(stack: Stack) -> None:
+    where = stack.addresses
+    arguments = ["overhead", "--url", where.gateway, "--grpc-url", where.gateway_grpc, "--triton", where.triton]
+    arguments += ["--triton-grpc", where.triton_grpc, "--concurrency", "1,4", "--rounds", "3", "--leg-seconds", "0.4"]
+    result = CliRunner().invoke(app, [*arguments, "--json"], env={"TIDEGATE_KEY": where.key})
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [(item["protocol"], item["concurrency"]) for item in found] == [
+        ("http", 1), ("http", 4), ("grpc", 1), ("grpc", 4),
+    ]  # fmt: skip
+    for item in found:
+        direct, gateway = item["legs"]
+        assert direct["faults"] == gateway["faults"] == 0, (direct["fault"], gateway["fault"])
+        ratio = gateway["ratio"]
+        assert 0 < ratio["low"] <= ratio["value"] <= ratio["high"]
+
+
+def test_a_wrong_key_is_no_throughput(stack: Stack) -> None:
+    where = stack.addresses
+    arguments = [
+        "overhead",
+        "--url",
+        where.gateway,
+        "--triton",
+        where.triton,
+        "--protocols",
+        "http",
+        "--concurrency",
+        "1",
+    ]
+    result = CliRunner().invoke(
+        app, [*arguments, "--rounds", "1", "--leg-seconds", "0.3", "--json"], env={"TIDEGATE_KEY": "no"}
+    )
+    gateway = json.loads(result.stdout)[0]["legs"][1]
+    assert gateway["throughput"]["value"] == 0
+    assert "401" in gateway["fault"]
+
+
+def test_why_asks_gateway_and_triton_alike(stack: Stack) -> None:
+    where = stack.addresses
+    through = CliRunner().invoke(
+        app, ["why", "identity", "--url", where.gateway, "--json"], env={"TIDEGATE_KEY": where.key}
+    )
+    direct = CliRunner().invoke(app, ["why", "identity", "--triton", where.triton, "--json"])
+    first, second = json.loads(through.stdout), json.loads(direct.stdout)
+    assert first["max_batch_size"] == second["max_batch_size"] == 64
+    assert first["findings"]
