@@ -130,9 +130,7 @@ def test_integers_must_be_equal(make_recipe, tokenizer) -> None:
     assert check_parity(Ids(), ModuleRunner(Ids(), recipe), recipe, tokenizer).max_abs_error == 0.0
     wrong = Changed(ModuleRunner(Ids(), recipe), lambda out: {"ids": out["ids"] + 1})
     with pytest.raises(ValidationError, match="off by inf"):
-        check_parity(
-            Ids(), Changed(ModuleRunner(Ids(), recipe), lambda out: {"ids": out["ids"] + 1}), recipe, tokenizer
-        )
+        check_parity(Ids(), wrong, recipe, tokenizer)
 
 
 def test_inputs_are_the_same_every_time_and_padded(make_recipe, tokenizer) -> None:
