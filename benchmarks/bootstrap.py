@@ -14,7 +14,10 @@ RESAMPLES = 2_000
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """An estimate with its 95 % confidence interval; ``low`` and ``high`` are None below three runs."""
+    """An estimate with its 95 % confidence interval; ``low`` and ``high`` are None below three runs.
+
+    ``runs`` 0 means that there was nothing to estimate from.
+    """
 
     value: float
     low: float | None
@@ -22,25 +25,33 @@ class Interval(msgspec.Struct, frozen=True):
     runs: int
 
     def __str__(self) -> str:
+        if not self.runs:
+            return "-"
         if self.low is None or self.high is None:
             return f"{self.value:.3g}"
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def median(values: Sequence[float], seed: int = 1) -> Interval:
-    """The median over runs."""
-    return _interval([np.asarray(values, dtype=np.float64)], lambda parts: float(np.median(parts[0])), seed)
+    """The median over runs; NaN is left out."""
+    found = np.asarray(values, dtype=np.float64)
+    return _interval([found[np.isfinite(found)]], lambda parts: float(np.median(parts[0])), seed)
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 1) -> Interval:
-    """Median of the ratios of neighbouring runs: what an interleaved A/B/A/B measures."""
-    ratios = np.asarray(numerator, dtype=np.float64) / np.asarray(denominator, dtype=np.float64)
+    """Median of the ratios of neighbouring runs: what an interleaved A/B/A/B measures.
+
+    Pairs whose denominator is 0 (nothing was answered) say nothing and are left out.
+    """
+    pairs = [(top, bottom) for top, bottom in zip(numerator, denominator, strict=True) if bottom > 0]
+    ratios = np.asarray([top / bottom for top, bottom in pairs], dtype=np.float64)
     return _interval([ratios], lambda parts: float(np.median(parts[0])), seed)
 
 
 def paired_difference(left: Sequence[float], right: Sequence[float], seed: int = 1) -> Interval:
-    """Median of the differences of neighbouring runs."""
+    """Median of the differences of neighbouring runs; pairs with NaN are left out."""
     differences = np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)
+    differences = differences[np.isfinite(differences)]
     return _interval([differences], lambda parts: float(np.median(parts[0])), seed)
 
 
@@ -53,7 +64,7 @@ def change(before: Sequence[float], after: Sequence[float], seed: int = 1) -> In
 def _interval(parts: Sequence[Values], statistic: Callable[[Sequence[Values]], float], seed: int) -> Interval:
     runs = min(len(part) for part in parts)
     if runs == 0:
-        raise ValueError("no runs to compare")
+        return Interval(0.0, None, None, 0)
     value = statistic(parts)
     if runs < 3:
         return Interval(value, None, None, runs)

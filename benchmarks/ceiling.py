@@ -11,35 +11,24 @@ there are cores. What a server loses against this is what serving costs.
 from __future__ import annotations
 
 import argparse
-import io
+import itertools
 import os
+import random
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-import onnxruntime
-import yaml
-from PIL import Image
-from tokenizers import Tokenizer
 
+from benchmarks.onnx_task import OnnxTask
 from benchmarks.workloads import WORKLOADS
 
 ITEMS = 512
 BATCHES = (8, 16, 32)
 TRIAL_S = 1.0
-_RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,22 +41,13 @@ class Way:
 
 
 class Ceiling:
-    """One model, its pre- and post-processing, and a pool of inputs."""
+    """One model and a pool of inputs."""
 
     def __init__(self, repository: Path, workload: str, seed: int) -> None:
         source = WORKLOADS[workload](seed)
-        folder = repository / source.model
-        self._recipe: dict[str, Any] = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
-        self._file = folder / str(self._recipe.get("version", 1)) / "model.onnx"
-        self._preprocessing: dict[str, Any] = self._recipe["preprocessing"]
+        self._task = OnnxTask(repository / source.model)
         self._bodies = [source.request(index).body for index in range(ITEMS)]
-        self._text = self._preprocessing["kind"] == "text"
-        self._labels = self._recipe.get("labels") or _labels(folder)
-        if self._text:
-            self._tokenizer = Tokenizer.from_file(str(folder / self._preprocessing.get("tokenizer", "tokenizer.json")))
-            self._tokenizer.enable_truncation(self._preprocessing.get("max_length", 256))
-            self._tokenizer.no_padding()
-        self._sessions: dict[int, onnxruntime.InferenceSession] = {}
+        self._sessions = {1: self._task.session}
 
     def best_way(self) -> Way:
         """The fastest of a few ways, each tried for a second."""
@@ -77,10 +57,9 @@ class Ceiling:
 
     def run(self, way: Way, seconds: float) -> float:
         """Items a second."""
-        batches = self._batches(way.batch)
-        session = self._session(way.threads)
+        session = self._sessions.setdefault(way.threads, self._task.new_session(way.threads))
+        taken = itertools.cycle(self._batches(way.batch))
         stop = time.monotonic() + seconds
-        taken = iter(_cycle(batches))
         lock = threading.Lock()
 
         def work() -> int:
@@ -88,7 +67,8 @@ class Ceiling:
             while time.monotonic() < stop:
                 with lock:
                     batch = next(taken)
-                self._answer(session, batch)
+                for row in self._task.infer([self._task.decode(body) for body in batch], session):
+                    msgspec.json.encode(self._task.encode(row))
                 done += len(batch)
             return done
 
@@ -97,86 +77,15 @@ class Ceiling:
             total = sum(future.result() for future in [pool.submit(work) for _ in range(way.sessions)])
         return total / (time.monotonic() - began)
 
-    def _session(self, threads: int) -> onnxruntime.InferenceSession:
-        if threads not in self._sessions:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-            self._sessions[threads] = onnxruntime.InferenceSession(
-                str(self._file), options, providers=["CPUExecutionProvider"]
-            )
-        return self._sessions[threads]
-
     def _batches(self, size: int) -> list[list[bytes]]:
         """Full batches of one length: better than any queue could ever hand them out."""
-        if not self._text:
-            return [self._bodies[start : start + size] for start in range(0, ITEMS, size)]
         groups: dict[int, list[bytes]] = {}
         for body in self._bodies:
-            groups.setdefault(self._bucket(len(self._tokens(body))), []).append(body)
-        return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
-
-    def _tokens(self, body: bytes) -> list[int]:
-        return list(self._tokenizer.encode(msgspec.json.decode(body)["inputs"]).ids)
-
-    def _bucket(self, length: int) -> int:
-        buckets: Sequence[int] = self._preprocessing.get("buckets", (16, 32, 64, 128, 256))
-        return next((bucket for bucket in buckets if bucket >= length), buckets[-1])
-
-    def _answer(self, session: onnxruntime.InferenceSession, batch: list[bytes]) -> list[bytes]:
-        feeds = self._text_feeds(batch) if self._text else self._image_feeds(batch)
-        names = [item.name for item in session.get_inputs()]
-        output = session.run([session.get_outputs()[0].name], {name: feeds[name.split("__")[0]] for name in names})[0]
-        return [self._encode(row) for row in np.asarray(output)]
-
-    def _text_feeds(self, batch: list[bytes]) -> dict[str, npt.NDArray[Any]]:
-        rows = [self._tokens(body) for body in batch]
-        width = self._bucket(max(map(len, rows)))
-        ids = np.full((len(rows), width), self._preprocessing.get("pad_id", 0), dtype=np.int64)
-        mask = np.zeros((len(rows), width), dtype=np.int64)
-        for number, row in enumerate(rows):
-            ids[number, : len(row)] = row
-            mask[number, : len(row)] = 1
-        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-
-    def _image_feeds(self, batch: list[bytes]) -> dict[str, npt.NDArray[Any]]:
-        return {"image": np.stack([self._picture(body) for body in batch])}
-
-    def _picture(self, body: bytes) -> npt.NDArray[np.uint8]:
-        settings = self._preprocessing
-        height, width = settings["crop"]
-        shorter = settings.get("resize_shorter_side")
-        with Image.open(io.BytesIO(body)) as source:
-            if shorter:
-                source.draft("RGB", (2 * shorter, 2 * shorter))  # as the gateway does: twice what is needed
-            picture = source.convert(settings.get("mode", "RGB"))
-        resampling = _RESAMPLING[settings.get("interpolation", "bicubic")]
-        if shorter:
-            scale = shorter / min(picture.size)
-            picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), resampling)
-            left, top = (picture.width - width) // 2, (picture.height - height) // 2
-            picture = picture.crop((left, top, left + width, top + height))
-        else:
-            picture = picture.resize((width, height), resampling)
-        return np.asarray(picture, dtype=np.uint8).reshape(height, width, -1)
-
-    def _encode(self, row: npt.NDArray[np.float32]) -> bytes:
-        if self._recipe["task"] == "feature-extraction":
-            return msgspec.json.encode((row / max(1e-12, float(np.linalg.norm(row)))).tolist())
-        scores = np.exp(row - row.max())
-        scores /= scores.sum()
-        best = np.argsort(-scores)[:5]
-        return msgspec.json.encode([{"label": self._labels[index], "score": float(scores[index])} for index in best])
-
-
-def _labels(folder: Path) -> list[str]:
-    path = folder / "labels.txt"
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
-def _cycle(batches: list[list[bytes]]) -> Any:
-    while True:
-        yield from batches
+            length = self._task.bucket(len(self._task.decode(body))) if self._task.text else 0
+            groups.setdefault(length, []).append(body)
+        batches = [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+        random.Random(1).shuffle(batches)  # a short run must not see one length alone
+        return batches
 
 
 def main() -> None:

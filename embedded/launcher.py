@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,16 +19,14 @@ from embedded import guard
 from embedded.control import TritonControl
 from embedded.errors import EmbeddedTritonError, ModelLoadError, PortInUseError, ServerDiedError, ServerNotReadyError
 from embedded.layout import find_wheel, lay_out, server_environment
+from embedded.ports import LOOPBACK, PORT_PURPOSES, choose_ports
+from embedded.server_log import describe_status, log_lines, telling_lines
 
-LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 300.0
 POLL_S = 0.05
 BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_AFTER_S = 60.0
-LOG_TAIL_LINES = 3
-ERROR_LINE = re.compile(r"\S+Z E \d+ |error: |terminate called")
-PORT_PURPOSES = ("HTTP", "gRPC", "metrics")
 
 ModelCallback = Callable[[str, int, int], None]
 """Called with a model's name as it becomes ready, the count of models ready so far, and the count wanted."""
@@ -162,6 +157,8 @@ class EmbeddedTriton:
         Raises :class:`ModelLoadError` when all have been tried and some failed (the others serve),
         :class:`ServerDiedError`, :class:`ServerNotReadyError` when ``timeout_s`` has passed.
         """
+        if self._stopping.is_set():
+            raise ServerNotReadyError("Triton was stopped before it loaded its models")
         deadline = time.monotonic() + timeout_s
         control = TritonControl(self.http_url)
         wanted = sorted(self._models)
@@ -300,7 +297,7 @@ class EmbeddedTriton:
         self.work_dir.mkdir(parents=True, exist_ok=True)
         layout = lay_out(wheel, self.work_dir / "triton")
         environment = server_environment(wheel, {**os.environ, **self._environment})
-        self._ports = _choose_ports(self._ports)
+        self._ports = choose_ports(self._ports)
         if self.log_file.exists():
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
         prefix = f"{guard.PREFIX}{secrets.token_hex(6)}"
@@ -381,11 +378,11 @@ class EmbeddedTriton:
         status = self.poll()
         if status is None:
             return
-        lines = _log_lines(self.log_file)
+        lines = log_lines(self.log_file)
         for purpose, port in zip(PORT_PURPOSES, self._ports, strict=True):
             if any(f"{LOOPBACK}:{port}" in line and "in use" in line for line in lines):
                 raise PortInUseError(purpose, port)
-        raise ServerDiedError(_describe(status), self.log_file, " | ".join(_telling_lines(lines)))
+        raise ServerDiedError(describe_status(status), self.log_file, " | ".join(telling_lines(lines)))
 
     def _remember_models(self) -> None:
         with contextlib.suppress(ServerNotReadyError):  # busy or just dying: what we knew stays
@@ -425,43 +422,6 @@ class EmbeddedTriton:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-
-
-def _choose_ports(wanted: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The wanted ports, each checked to be free; 0 becomes a free one. Raises :class:`PortInUseError`."""
-    with contextlib.ExitStack() as sockets:
-        chosen = []
-        for purpose, port in zip(PORT_PURPOSES, wanted, strict=True):
-            probe = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free to listen on
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError as error:
-                raise PortInUseError(purpose, port) from error
-            chosen.append(probe.getsockname()[1])
-    http, grpc, metrics = chosen
-    return http, grpc, metrics
-
-
-def _log_lines(log_file: Path) -> list[str]:
-    try:
-        text = log_file.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _telling_lines(lines: Sequence[str]) -> list[str]:
-    """The last few errors in a log, or without one its last lines."""
-    errors = [line for line in lines if ERROR_LINE.match(line)]
-    return (errors or list(lines))[-LOG_TAIL_LINES:]
-
-
-def _describe(status: int) -> str:
-    if status < 0:
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(-status).name}"
-    return f"exit code {status}"
 
 
 @contextlib.contextmanager

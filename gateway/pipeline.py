@@ -50,8 +50,8 @@ class Ledger(Protocol):
         """Durable before the answer leaves."""
         ...
 
-    def estimate(self, model: str, units: Units) -> tuple[int, float]:
-        """Compute nanoseconds and USD that ``units`` should take, from recent measurements."""
+    def estimate(self, model: str, units: Units, elapsed_ns: int = 0) -> tuple[int, float]:
+        """Compute ns and USD that ``units`` should take, from recent measurements; ``elapsed_ns`` without any."""
         ...
 
 
@@ -250,7 +250,9 @@ class Pipeline:
         self.metrics.entered(call.model)
 
     def _estimate(self, call: Call) -> None:
-        call.estimated_compute_ns, call.estimated_cost_usd = self._ledger.estimate(call.model, call.units)
+        call.estimated_compute_ns, call.estimated_cost_usd = self._ledger.estimate(
+            call.model, call.units, call.stages.get("infer", 0)
+        )
 
 
 async def _gather(calls: list[Callable[[], Awaitable[T]]]) -> list[T]:

@@ -192,9 +192,12 @@ class Ledger:
             raise
         self._count(record, reserved_rows)
 
-    def estimate(self, model: str, units: Units) -> tuple[int, float]:
-        """Compute time in ns and bill in USD to expect for ``units``; compute time 0 for a model never measured."""
-        compute_ns, billed = self._settler.estimate(model, units)
+    def estimate(self, model: str, units: Units, elapsed_ns: int = 0) -> tuple[int, float]:
+        """Compute time in ns and bill in USD to expect for ``units``.
+
+        A model never measured is taken to compute for ``elapsed_ns``, the time that its inference took.
+        """
+        compute_ns, billed = self._settler.estimate(model, units, elapsed_ns)
         return compute_ns, billed / PICO
 
     # --- for telemetry and readiness

@@ -40,7 +40,7 @@ class NullLedger:
         counters.failed += state == "failed"
         counters.client_closed += state == "client_closed"
 
-    def estimate(self, model: str, units: Units) -> tuple[int, float]:  # noqa: ARG002
+    def estimate(self, model: str, units: Units, elapsed_ns: int = 0) -> tuple[int, float]:  # noqa: ARG002
         """Nothing is measured: 0 and 0."""
         return 0, 0.0
 

@@ -112,9 +112,9 @@ class Settler:
             model = self._models[record.model] = _Model()
         model.pending.append((self._reading, record))
 
-    def estimate(self, model: str, units: Units) -> tuple[int, int]:
-        """Compute time (ns) and bill (10⁻¹² USD) to expect; 0 compute time for a model never measured."""
-        compute_ns = round(self._expected(model, units.tokens, units.pixels, units.rows))
+    def estimate(self, model: str, units: Units, elapsed_ns: int = 0) -> tuple[int, int]:
+        """Compute time (ns) and bill (10⁻¹² USD) to expect; ``elapsed_ns`` for a model never measured."""
+        compute_ns = round(self._expected(model, units.tokens, units.pixels, units.rows)) or elapsed_ns
         cost = self._prices.cost(model, compute_ns)
         billed = self._prices.billed(model, tokens=units.tokens, pixels=units.pixels, rows=units.rows, cost=cost)
         return compute_ns, billed

@@ -72,7 +72,7 @@ api_keys = Table(
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
     Column("last_used_at", BigInteger),
-    Index("ix_api_keys_project_created_at", "project", "created_at"),
+    Index("ix_api_keys_project_key_id", "project", "key_id"),
 )
 
 key_secrets = Table(

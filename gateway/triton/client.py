@@ -124,9 +124,10 @@ class TritonServer:
                 execution_count=model.execution_count,
                 cache_hit_count=model.inference_stats.cache_hit.count,
                 queue_ns=model.inference_stats.queue.ns,
-                compute_input_ns=model.inference_stats.compute_input.ns,
-                compute_infer_ns=model.inference_stats.compute_infer.ns,
-                compute_output_ns=model.inference_stats.compute_output.ns,
+                # Of batches, not of requests: those count a batch's time once for each request in it.
+                compute_input_ns=sum(batch.compute_input.ns for batch in model.batch_stats),
+                compute_infer_ns=sum(batch.compute_infer.ns for batch in model.batch_stats),
+                compute_output_ns=sum(batch.compute_output.ns for batch in model.batch_stats),
             )
             for model in reply.model_stats
         ]

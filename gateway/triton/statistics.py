@@ -22,7 +22,7 @@ class ModelStatistics:
     compute_input_ns: int
     compute_infer_ns: int
     compute_output_ns: int
-    """Summed over executions' requests as Triton reports them; see docs for how a batch counts."""
+    """Summed over executions: a batch counts once, however many requests are in it."""
 
     @property
     def compute_ns(self) -> int:

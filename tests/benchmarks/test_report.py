@@ -36,10 +36,10 @@ def _measurement(users: int, goodput: float, *, run: int = 0, **changes: Any) ->
         "scenario": "closed_sweep", "workload": "identity", "protocol": "http", "label": f"{users} users", "run": run,
         "load": {"model": "closed", "users": users}, "duration_s": 6.0, "verdict": "VALID", "reasons": [],
         "counts": {"ok": 200, "wrong": 0, "shed": 0, "error": 0, "timeout": 0, "cancelled": 0},
-        "statuses": {"200": 200}, "faults": {}, "throughput": goodput, "goodput": goodput, "slo": Slo(100.0), "meets_slo": True,
-        "latency": latency, "service": latency, "shed_latency": Latency.of(histogram_of([])), "bytes_in": 1,
-        "bytes_out": 1, "steady": True, "windows": [Window(float(n), goodput, 1.0, 2.0) for n in range(6)],
-        "mean_batch": 1.5,
+        "statuses": {"200": 200}, "faults": {}, "throughput": goodput, "goodput": goodput, "slo": Slo(100.0),
+        "meets_slo": True, "latency": latency, "service": latency, "shed_latency": Latency.of(histogram_of([])),
+        "bytes_in": 1, "bytes_out": 1, "steady": True, "mean_batch": 1.5,
+        "windows": [Window(float(n), goodput, 1.0, 2.0) for n in range(6)],
     }  # fmt: skip
     return Measurement(**{**values, **changes})
 

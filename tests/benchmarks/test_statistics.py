@@ -24,6 +24,12 @@ def test_a_ratio_of_pairs_ignores_what_disturbs_both() -> None:
     assert found.high == pytest.approx(0.9)
 
 
+def test_a_round_without_any_answer_is_left_out() -> None:
+    found = bootstrap.paired_ratio([10.0, 5.0, 10.0, 10.0], [20.0, 0.0, 20.0, 20.0])
+    assert (found.value, found.runs) == (0.5, 3)
+    assert str(bootstrap.paired_difference([float("nan")], [1.0])) == "-"
+
+
 def test_two_runs_have_no_interval() -> None:
     found = bootstrap.median([1.0, 2.0])
     assert (found.low, found.high, found.runs) == (None, None, 2)

@@ -226,7 +226,7 @@ def test_an_uploaded_picture_and_the_camera(page: Page) -> None:
     page.keep("camera")
 
 
-def test_sentiment_and_topics(page: Page, stack: Stack) -> None:
+def test_sentiment(page: Page, stack: Stack) -> None:
     page.use_demo_key()
     page.go("Sentiment and topics")
     page.choose("text_classification-model", "sentiment")
@@ -234,6 +234,11 @@ def test_sentiment_and_topics(page: Page, stack: Stack) -> None:
     page.keep("sentiment")
     assert "positive" in page.text.lower()
     assert "positive" in pasted(page.code()[0], stack).lower().split("}")[0]
+
+
+def test_topics_of_chinese_reviews(page: Page) -> None:
+    page.use_demo_key()
+    page.go("Sentiment and topics")
     page.choose("text_classification-model", "topics-zh")
     page.pick("text_classification-text-zh-example", "酒店")
     page.holds("text_classification-text-zh", "前台服务热情")

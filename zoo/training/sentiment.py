@@ -30,7 +30,7 @@ from zoo.training.evaluation import accuracy
 logger = logging.getLogger(__name__)
 
 RANK, ADAPTER_DROPOUT = 32, 0.0
-RATE, WARMUP, TOKENS, AVERAGING = 3.0e-4, 60, 800, 0.998
+RATE, WARMUP, TOKENS, AVERAGING = 3.0e-4, 60, 800, 0.997
 UNKNOWN, WORD_DROPOUT, SMOOTHING = 100, 0.1, 0.1
 
 

@@ -210,7 +210,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project"], ["projects.name"], name=op.f("fk_api_keys_project_projects")),
         sa.PrimaryKeyConstraint("key_id", name=op.f("pk_api_keys")),
     )
-    op.create_index("ix_api_keys_project_created_at", "api_keys", ["project", "created_at"], unique=False)
+    op.create_index("ix_api_keys_project_key_id", "api_keys", ["project", "key_id"], unique=False)
     op.create_table(
         "key_secrets",
         sa.Column("digest", sa.String(length=64), nullable=False),
@@ -234,7 +234,7 @@ def downgrade() -> None:
     """Drop every table."""
     op.drop_index(op.f("ix_key_secrets_key_id"), table_name="key_secrets")
     op.drop_table("key_secrets")
-    op.drop_index("ix_api_keys_project_created_at", table_name="api_keys")
+    op.drop_index("ix_api_keys_project_key_id", table_name="api_keys")
     op.drop_table("api_keys")
     op.drop_index(op.f("ix_projects_organisation"), table_name="projects")
     op.drop_table("projects")

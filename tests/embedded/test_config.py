@@ -1,0 +1,73 @@
+"""What a backend reads from a model's configuration, without a server."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedded.backends.common.config import ConfigError, ModelSpec, TensorSpec, default_intra_op_threads
+
+
+def read(folder: Path, *, kind: str = "CPU", **config: Any) -> ModelSpec:
+    (folder / "2").mkdir(exist_ok=True)
+    (folder / "2" / "model.onnx").touch()
+    tensor = {"name": "X", "data_type": "TYPE_FP32", "dims": ["-1", "3"]}
+    model = {"name": "m", "max_batch_size": 4, "input": [tensor], "output": [tensor], **config}
+    arguments = {
+        "model_config": json.dumps(model),
+        "model_repository": str(folder),
+        "model_version": "2",
+        "model_instance_kind": kind,
+        "model_instance_device_id": "1",
+    }
+    return ModelSpec.read(arguments, "model.onnx")
+
+
+def parameters(**values: str) -> dict[str, Any]:
+    return {key: {"string_value": value} for key, value in values.items()}
+
+
+def test_a_configuration_is_read(tmp_path: Path) -> None:
+    spec = read(tmp_path, optimization={"graph": {"level": -1}})
+    assert spec.inputs == (TensorSpec("X", "FP32", (-1, 3)),)
+    assert spec.file == tmp_path / "2" / "model.onnx"
+    assert spec.batched
+    assert spec.graph_level == -1
+    assert spec.cuda_device is None
+    assert read(tmp_path, kind="GPU").cuda_device == 1
+    assert not read(tmp_path, max_batch_size=0).batched
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="2/other.onnx is missing"):
+        read(tmp_path, default_model_filename="other.onnx")
+
+
+def test_numbers(tmp_path: Path) -> None:
+    spec = read(tmp_path, parameters=parameters(two="2", zero="0", negative="-1", word="x"))
+    assert spec.integer("two", 7) == 2
+    assert spec.integer("zero", 7) == 7
+    assert spec.integer("absent", 7) == 7
+    for bad in ("negative", "word"):
+        with pytest.raises(ConfigError, match=f"parameter {bad} of model 'm'"):
+            spec.integer(bad, 7)
+
+
+def test_flags(tmp_path: Path) -> None:
+    spec = read(tmp_path, parameters=parameters(yes="True", no="0", bad="maybe"))
+    assert spec.flag("yes", default=False)
+    assert not spec.flag("no", default=True)
+    assert spec.flag("absent", default=True)
+    with pytest.raises(ConfigError, match="'maybe', not true or false"):
+        spec.flag("bad", default=True)
+
+
+def test_default_threads_leave_room_for_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert default_intra_op_threads() == max(1, len(os.sched_getaffinity(0)) // 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert default_intra_op_threads() == 3
