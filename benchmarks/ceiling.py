@@ -57,7 +57,9 @@ class Ceiling:
 
     def run(self, way: Way, seconds: float) -> float:
         """Items a second."""
-        session = self._sessions.setdefault(way.threads, self._task.new_session(way.threads))
+        if way.threads not in self._sessions:
+            self._sessions[way.threads] = self._task.new_session(way.threads)
+        session = self._sessions[way.threads]
         taken = itertools.cycle(self._batches(way.batch))
         stop = time.monotonic() + seconds
         lock = threading.Lock()

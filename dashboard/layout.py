@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -141,15 +141,15 @@ def _preference(model: Model) -> tuple[bool, int, str]:
     return (not first, examples.FIRST_CHOICES.index(model.name) if first else 0, model.name)
 
 
-def example_pills(name: str, examples: list[str], fill: Callable[[str], None]) -> None:
-    """Examples to click; ``fill`` puts one into the page's widgets before they are drawn."""
+def example(name: str, choices: Mapping[str, T]) -> tuple[T, str]:
+    """The example that is chosen, at first the first, and an ending for the keys of the widgets that it fills.
 
-    def take() -> None:
-        chosen = st.session_state.get(f"{name}.example")
-        if chosen is not None:
-            fill(chosen)
-
-    st.pills("Examples", examples, key=f"{name}.example", on_change=take)
+    Another example means another widget, with that example as its default: each keeps what the visitor
+    made of it, and no text is pushed into a field that the browser may not have drawn yet.
+    """
+    names = list(choices)
+    chosen = st.pills("Examples", names, default=names[0], required=True, key=f"{name}.example") or names[0]
+    return choices[chosen], str(names.index(chosen))
 
 
 def ask(name: str, run: Callable[P, Shown[T]], *arguments: P.args, **options: P.kwargs) -> None:

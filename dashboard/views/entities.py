@@ -47,12 +47,8 @@ left, right = layout.columns()
 with left:
     model = layout.choose_model("token-classification", name=NAME)
     if model:
-        field = f"{NAME}.text"
-        st.session_state.setdefault(field, next(iter(examples.ENTITIES.values())))
-        layout.example_pills(
-            NAME, list(examples.ENTITIES), lambda name: st.session_state.update({field: examples.ENTITIES[name]})
-        )
-        text = st.text_area("Text", key=field, height=160, max_chars=5000)
+        example, number = layout.example(NAME, examples.ENTITIES)
+        text = st.text_area("Text", example, key=f"{NAME}.text.{number}", height=160, max_chars=5000)
         if st.button("Find names", type="primary", disabled=not text.strip(), key=f"{NAME}.run"):
             layout.ask(NAME, find, model, text)
 with right:

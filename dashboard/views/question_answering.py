@@ -39,21 +39,14 @@ def show(context: str, spans: list[Span]) -> None:
     st.dataframe(table, hide_index=True, column_config={"score": score})
 
 
-def fill(name: str) -> None:
-    """Put an example into both boxes."""
-    st.session_state[f"{NAME}.question"], st.session_state[f"{NAME}.context"] = examples.QUESTIONS[name]
-
-
 layout.head("Question answering", "Ask a text. The answer is a piece of it, marked where it stands.")
 left, right = layout.columns()
 with left:
     model = layout.choose_model("question-answering", name=NAME)
     if model:
-        if f"{NAME}.question" not in st.session_state:
-            fill(next(iter(examples.QUESTIONS)))
-        layout.example_pills(NAME, list(examples.QUESTIONS), fill)
-        question = st.text_input("Question", key=f"{NAME}.question", max_chars=500)
-        context = st.text_area("Text", key=f"{NAME}.context", height=220, max_chars=20_000)
+        (asked, read), number = layout.example(NAME, examples.QUESTIONS)
+        question = st.text_input("Question", asked, key=f"{NAME}.question.{number}", max_chars=500)
+        context = st.text_area("Text", read, key=f"{NAME}.context.{number}", height=220, max_chars=20_000)
         ready = bool(question.strip() and context.strip())
         if st.button("Answer", type="primary", disabled=not ready, key=f"{NAME}.run"):
             layout.ask(NAME, answer, model, question, context)

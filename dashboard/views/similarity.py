@@ -42,9 +42,8 @@ left, right = layout.columns()
 with left:
     model = layout.choose_model("feature-extraction", name=NAME)
     if model:
-        field = f"{NAME}.text"
-        st.session_state.setdefault(field, examples.SENTENCES)
-        text = st.text_area(f"Sentences, one a line (up to {MAX_SENTENCES})", key=field, height=220, max_chars=5000)
+        label = f"Sentences, one a line (up to {MAX_SENTENCES})"
+        text = st.text_area(label, examples.SENTENCES, key=f"{NAME}.text", height=220, max_chars=5000)
         sentences = [line.strip() for line in text.splitlines() if line.strip()]
         if len(sentences) > MAX_SENTENCES:
             st.warning(f"Only the first {MAX_SENTENCES} of {len(sentences)} sentences are compared.")

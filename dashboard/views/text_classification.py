@@ -27,11 +27,10 @@ left, right = layout.columns()
 with left:
     model = layout.choose_model("text-classification", name=NAME)
     if model:
-        texts = examples.REVIEWS_ZH if "zh" in model.languages else examples.SENTIMENT
-        field = f"{NAME}.text.{'zh' if 'zh' in model.languages else 'en'}"
-        st.session_state.setdefault(field, next(iter(texts.values())))
-        layout.example_pills(f"{field}", list(texts), lambda name: st.session_state.update({field: texts[name]}))
-        text = st.text_area("Text", key=field, height=140, max_chars=5000)
+        language = "zh" if "zh" in model.languages else "en"
+        texts = examples.REVIEWS_ZH if language == "zh" else examples.SENTIMENT
+        example, number = layout.example(f"{NAME}.{language}", texts)
+        text = st.text_area("Text", example, key=f"{NAME}.text.{language}.{number}", height=140, max_chars=5000)
         if st.button("Classify", type="primary", disabled=not text.strip(), key=f"{NAME}.run"):
             layout.ask(NAME, classify, model, text)
 with right:

@@ -32,12 +32,8 @@ with left:
     if model:
         pair = direction(model)
         st.caption(" → ".join(LANGUAGES.get(code, code) for code in model.languages[:2]))
-        texts = examples.TRANSLATION.get(pair, {})
-        field = f"{NAME}.text.{pair}"
-        st.session_state.setdefault(field, next(iter(texts.values()), ""))
-        if texts:
-            layout.example_pills(field, list(texts), lambda name: st.session_state.update({field: texts[name]}))
-        text = st.text_area("Text", key=field, height=140, max_chars=5000)
+        example, number = layout.example(f"{NAME}.{pair}", examples.TRANSLATION.get(pair, {"Empty": ""}))
+        text = st.text_area("Text", example, key=f"{NAME}.text.{pair}.{number}", height=140, max_chars=5000)
         if st.button("Translate", type="primary", disabled=not text.strip(), key=f"{NAME}.run"):
             layout.ask(NAME, translate, model, text)
 with right:

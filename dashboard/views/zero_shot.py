@@ -23,21 +23,14 @@ def classify(model: Model, text: str, labels: list[str], several: bool) -> layou
     return layout.Shown(answer, model.name, text, snippet)
 
 
-def fill(name: str) -> None:
-    """Put an example into both boxes."""
-    st.session_state[f"{NAME}.text"], st.session_state[f"{NAME}.labels"] = examples.ZERO_SHOT[name]
-
-
 layout.head("Zero-shot labels", "Sort a text under labels that no model was trained on: your own.")
 left, right = layout.columns()
 with left:
     model = layout.choose_model(TASK, name=NAME)
     if model:
-        if f"{NAME}.text" not in st.session_state:
-            fill(next(iter(examples.ZERO_SHOT)))
-        layout.example_pills(NAME, list(examples.ZERO_SHOT), fill)
-        text = st.text_area("Text", key=f"{NAME}.text", height=120, max_chars=5000)
-        entered = st.text_input("Labels, separated by commas", key=f"{NAME}.labels", max_chars=1000)
+        (example, suggested), number = layout.example(NAME, examples.ZERO_SHOT)
+        text = st.text_area("Text", example, key=f"{NAME}.text.{number}", height=120, max_chars=5000)
+        entered = st.text_input("Labels, separated by commas", suggested, key=f"{NAME}.labels.{number}", max_chars=1000)
         labels = list(dict.fromkeys(label.strip() for label in entered.split(",") if label.strip()))[:MAX_LABELS]
         several = st.toggle("Several labels may fit", key=f"{NAME}.several")
         if st.button("Classify", type="primary", disabled=not (text.strip() and labels), key=f"{NAME}.run"):

@@ -235,7 +235,7 @@ def test_image_page_refuses_what_is_no_picture(open_page: OpenPage, gateway: Con
 def test_examples_follow_the_language_of_the_model(open_page: OpenPage, gateway: ContractGateway) -> None:
     app = open_page("text_classification")
     app.selectbox(key="text_classification.model").set_value("topics-zh").run()
-    app.pills(key="text_classification.text.zh.example").set_value("酒店").run()
+    app.pills(key="text_classification.zh.example").set_value("酒店").run()
     assert app.text_area[0].value.startswith("房间很干净")
     ask(app, "text_classification")
     assert gateway.asked("/hf/models/topics-zh")[0].json()["inputs"].startswith("房间很干净")
@@ -301,7 +301,7 @@ def test_similarity_compares_every_pair(open_page: OpenPage, gateway: ContractGa
 
 def test_zero_shot_sends_labels_once_each(open_page: OpenPage, gateway: ContractGateway) -> None:
     app = open_page("zero_shot")
-    app.text_input(key="zero_shot.labels").set_value("sea, land ,, sea").run()
+    app.text_input(key="zero_shot.labels.0").set_value("sea, land ,, sea").run()
     ask(app, "zero_shot")
     sent = gateway.asked("/hf/models/embeddings/pipeline/zero-shot-classification")[0].json()
     assert sent["parameters"] == {"candidate_labels": ["sea", "land"], "multi_label": False}

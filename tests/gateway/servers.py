@@ -85,7 +85,9 @@ def migrated_settings(request, tmp_path):
         return Settings(data_dir=data_dir)
     template = request.getfixturevalue("migrated_postgresql")
     server = request.getfixturevalue("postgresql")
-    return Settings(data_dir=data_dir, database_url=copy_database(server, template))
+    url = copy_database(server, template)
+    request.addfinalizer(lambda: drop_database(server, url))
+    return Settings(data_dir=data_dir, database_url=url)
 
 
 def copy_database(server: PostgreSQL, template: str) -> str:
@@ -94,6 +96,12 @@ def copy_database(server: PostgreSQL, template: str) -> str:
     name = f"copy{os.urandom(6).hex()}"
     server._run("createdb", "-h", str(server.folder), "-U", "tests", "-T", source, name)
     return template.replace(f"@/{source}?", f"@/{name}?")
+
+
+def drop_database(server: PostgreSQL, url: str) -> None:
+    """Remove it: hundreds of copies would fill a disk."""
+    name = url.split("@/")[1].partition("?")[0]
+    server._run("dropdb", "--force", "--if-exists", "-h", str(server.folder), "-U", "tests", name)
 
 
 def _migrate(settings: Settings) -> None:

@@ -39,13 +39,13 @@ class Page:
         self._poll = poll
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
-        def holds() -> bool:
+        def fulfilled() -> bool:
             try:
                 return bool(condition())
             except StaleElementReferenceException:
                 return False
 
-        self._poll(holds, WAIT_S, what)
+        self._poll(fulfilled, WAIT_S, what)
 
     def all(self, css: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, css)
@@ -62,10 +62,8 @@ class Page:
 
     def settle(self) -> None:
         """Wait until the page's script has run to its end."""
-        self.wait(
-            lambda: self.all('[data-testid="stApp"][data-test-script-state="notRunning"]') and self.text,
-            "the page's end",
-        )
+        ended = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+        self.wait(lambda: self.all(ended) and self.text, "the page's end")
 
     def open(self) -> None:
         self.driver.get(self._url)
@@ -93,20 +91,16 @@ class Page:
         self.settle()
 
     def pick(self, key: str, label: str) -> None:
-        """Click a pill or a segment."""
+        """Click a pill or a segment, and wait until it is the chosen one."""
         self.one(f".st-key-{key} button")
         next(button for button in self.all(f".st-key-{key} button") if button.text == label).click()
-        self.wait(lambda: label in self.chosen(key), f"the choice of {label}")
+        chosen = f'.st-key-{key} button[aria-checked="true"]'
+        self.wait(lambda: label in [button.text for button in self.all(chosen)], f"the choice of {label}")
         self.settle()
 
-    def chosen(self, key: str) -> list[str]:
-        """Labels of the pills that the server has seen chosen."""
-        return [button.text for button in self.all(f'.st-key-{key} button[aria-checked="true"]')]
-
-    def holds(self, key: str, text: str) -> None:
-        """Wait until a text field holds ``text``."""
-        field = f".st-key-{key} textarea"
-        self.wait(lambda: text in (self.one(field).get_attribute("value") or ""), f"{text} in the field")
+    def holds(self, text: str) -> None:
+        """Wait until the page's text field holds ``text``."""
+        self.wait(lambda: text in (self.one("textarea").get_attribute("value") or ""), f"{text} in the field")
         self.settle()
 
     def fill(self, key: str, text: str) -> None:
@@ -240,8 +234,8 @@ def test_topics_of_chinese_reviews(page: Page) -> None:
     page.use_demo_key()
     page.go("Sentiment and topics")
     page.choose("text_classification-model", "topics-zh")
-    page.pick("text_classification-text-zh-example", "酒店")
-    page.holds("text_classification-text-zh", "前台服务热情")
+    page.pick("text_classification-zh-example", "酒店")
+    page.holds("前台服务热情")
     page.run("text_classification-run")
     page.wait(lambda: "前台服务热情" in page.text and "hotels" in page.text, "the topic")
     page.keep("topics-zh")
@@ -262,6 +256,7 @@ def test_the_answer_is_marked_in_its_context(page: Page) -> None:
     page.go("Question answering")
     page.run("question_answering-run")
     page.keep("question-answering")
+    page.holds("The Golden Gate Bridge")
     (mark,) = page.all("mark")
     assert "1937" in mark.text
 
@@ -274,9 +269,8 @@ def test_translation(page: Page, model: str, example: str, text: str, word: str)
     page.use_demo_key()
     page.go("Translation")
     page.choose("translation-model", model)
-    field = f"translation-text-{model.removeprefix('translate-')}"
-    page.pick(f"{field}-example", example)
-    page.holds(field, text)
+    page.pick(f"translation-{model.removeprefix('translate-')}-example", example)
+    page.holds(text)
     page.run("translation-run")
     page.keep(model)
     assert word in page.text

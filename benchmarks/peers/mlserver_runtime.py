@@ -1,0 +1,37 @@
+"""MLServer with its adaptive batching and a custom runtime, as its documentation has it."""
+
+# mypy: disable-error-code="import-not-found,untyped-decorator,attr-defined,misc"
+# (installed in an environment of its own)
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+from mlserver import MLModel
+from mlserver.codecs import StringCodec
+from mlserver.types import InferenceRequest, InferenceResponse
+
+from benchmarks.onnx_task import OnnxTask
+
+
+class TaskRuntime(MLModel):
+    """BYTES ``inputs`` ``[rows]`` to BYTES ``answers`` ``[rows]``, each a JSON text."""
+
+    async def load(self) -> bool:
+        """Once a worker."""
+        self._onnx = OnnxTask(Path(os.environ["PEER_MODEL"]), threads=1)
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """One batch."""
+        texts = StringCodec.decode_input(payload.inputs[0])
+        answers = await asyncio.to_thread(self._answers, texts)
+        output = StringCodec.encode_output("answers", answers)
+        return InferenceResponse(model_name=self.name, outputs=[output])
+
+    def _answers(self, texts: list[str]) -> list[str]:
+        rows = [self._onnx.decode_value(value) for value in texts]
+        return [json.dumps(self._onnx.encode(row)) for row in self._onnx.infer(rows)]

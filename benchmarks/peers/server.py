@@ -1,0 +1,87 @@
+"""A peer as a running process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import benchmarks
+from benchmarks.peers.catalogue import PEERS
+
+START_S = 180.0
+
+
+class PeerError(Exception):
+    """The peer did not start; the message holds the last lines it printed."""
+
+
+class PeerServer:
+    """``with PeerServer("litserve", python, folder) as url``: ready when the block begins, gone after it."""
+
+    def __init__(self, name: str, python: Path, folder: Path) -> None:
+        self._name = name
+        self._python = python
+        self._folder = folder.absolute()
+        self._scratch = tempfile.TemporaryDirectory(prefix=f"peer-{name}-")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process whose tree is the server."""
+        return self._process.pid if self._process else 0
+
+    def __enter__(self) -> str:
+        peer, scratch, port = PEERS[self._name], Path(self._scratch.name), _free_port()
+        command = peer.command(self._python, self._folder, port, scratch)
+        root = Path(benchmarks.__file__).parent.parent
+        environment = {**os.environ, "PYTHONPATH": str(root), "PEER_MODEL": str(self._folder)}
+        log = scratch / "output.log"
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(  # noqa: S603 - from the catalogue
+                command, stdout=file, stderr=file, env=environment, cwd=scratch, start_new_session=True
+            )
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + START_S
+        while not _answers(url + peer.ready):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                lines = log.read_text(errors="replace").strip().splitlines()
+                self.__exit__(None, None, None)
+                raise PeerError(f"{peer.title} did not start: {' / '.join(lines[-3:])}")
+            time.sleep(0.2)
+        return url
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            for number, patience in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
+                try:
+                    os.killpg(process.pid, number)
+                    process.wait(patience)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+                except ProcessLookupError:
+                    break
+        self._scratch.cleanup()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=2) as response:  # noqa: S310 - loopback
+            return bool(response.status == 200)
+    except (URLError, OSError):
+        return False
