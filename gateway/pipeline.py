@@ -34,6 +34,10 @@ class Authenticator(Protocol):
 class Admission(Protocol):
     """Whether the caller may, now."""
 
+    def max_timeout_s(self, principal: Principal) -> float | None:
+        """Longest deadline that the caller may ask for, in seconds; None: no limit of its own."""
+        ...
+
     async def enter(self, call: Call) -> Permit:
         """Raises ``RateLimited`` or ``BudgetExceeded``."""
         ...
@@ -90,6 +94,9 @@ class Pipeline:
         begin = time.monotonic_ns()
         principal = await self._authenticator.authenticate(call)
         call.principal = principal
+        longest = self._admission.max_timeout_s(principal)
+        if longest is not None:
+            self.set_timeout(call, min(longest, call.remaining_s() or longest))
         call.stages["auth"] = time.monotonic_ns() - begin
         if scope not in principal.scopes:
             raise Forbidden(f"this key lacks the scope {scope!r}")
@@ -132,8 +139,10 @@ class Pipeline:
         return model in self.pool.ready_models()
 
     def set_timeout(self, call: Call, seconds: float) -> None:
-        """Move the deadline to ``seconds`` after the request was received, at most the setting's maximum."""
+        """Move the deadline to ``seconds`` after the request was received, at most what setting and tier allow."""
         limit = min(seconds, self.settings.max_timeout_s)
+        if call.principal is not None:
+            limit = min(limit, self._admission.max_timeout_s(call.principal) or limit)
         call.deadline_ns = call.received_ns + int(limit * 1e9)
 
     # --- the two things a caller can ask for

@@ -370,6 +370,8 @@ def tune(
     (folder / "evidence.json").write_text(json.dumps(as_dict(found), indent=1))
     if found.config is not None:
         (folder / "config.pbtxt").write_text(found.config)
+    if found.winner is not None:
+        (folder / "recipe.yaml").write_bytes(msgspec.yaml.encode(found.winner.setting.recipe()))
     if json_:
         print_json(as_dict(found))
         return
@@ -386,6 +388,7 @@ def tune(
     else:
         gain = found.winner.best / found.baseline.best - 1 if found.baseline.best else float("inf")
         err.print(f"better: {found.winner.setting}, {gain:+.0%}; {folder / 'config.pbtxt'}", highlight=False)
+        err.print(f"to keep it, put {folder / 'recipe.yaml'} into model.yaml and build the model", highlight=False)
 
 
 def parse_slo(text: str) -> suites.Slo:

@@ -17,7 +17,7 @@ import uvloop
 from benchmarks import environment
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.compare import OWN, Load, PeerResult, compare, table
-from benchmarks.peers.install import HOME, InstallError, install
+from benchmarks.peers.install import HOME, InstallError, install, interpreter
 from benchmarks.peers.workloads import TASKS
 from benchmarks.recording import as_dict
 from benchmarks.suite import Slo
@@ -78,7 +78,13 @@ def _run(arguments: argparse.Namespace) -> int:
         load = Load(users, arguments.seconds, arguments.seconds / 4, slo, arguments.seed)
         found, left_out = uvloop.run(
             compare(
-                servers, task, arguments.model_repository, load, rounds=arguments.rounds, home=arguments.home, say=_say
+                servers,
+                task,
+                arguments.model_repository,
+                load,
+                rounds=arguments.rounds,
+                python=lambda name: interpreter(name, arguments.home),
+                say=_say,
             )
         )
         results.extend(found)

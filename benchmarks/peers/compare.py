@@ -19,7 +19,7 @@ from benchmarks.closedloop import ClosedLoop
 from benchmarks.measurement import Measurement
 from benchmarks.observe import resources
 from benchmarks.peers.catalogue import PEERS
-from benchmarks.peers.install import HOME, interpreter
+from benchmarks.peers.install import interpreter
 from benchmarks.peers.server import PeerServer
 from benchmarks.peers.workloads import for_peer
 from benchmarks.stack import Stack
@@ -62,10 +62,10 @@ async def compare(
     load: Load,
     *,
     rounds: int,
-    home: Path = HOME,
+    python: Callable[[str], Path] = interpreter,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[PeerResult], list[str]]:
-    """Results, and why the others have none. Every round starts each server anew, in another order."""
+    """Results, and why the others have none; ``python`` names each peer's interpreter. Every round starts each server anew, in another order."""
     points: dict[str, list[list[Measurement]]] = {name: [] for name in servers}
     skipped: dict[str, str] = {}
     order = random.Random(load.seed)
@@ -74,7 +74,7 @@ async def compare(
             if name in skipped:
                 continue
             try:
-                points[name].append(await _round(name, task, repository, load, home))
+                points[name].append(await _round(name, task, repository, load, python))
             except Exception as error:  # noqa: BLE001 - a boundary: one server's failure must not end the comparison
                 skipped[name] = f"{name}: {type(error).__name__}: {error}"
                 say(f"skipped {skipped[name]}")
@@ -84,10 +84,12 @@ async def compare(
     return [_result(name, task, found) for name, found in points.items() if found], list(skipped.values())
 
 
-async def _round(name: str, task: str, repository: Path, load: Load, home: Path) -> list[Measurement]:
+async def _round(
+    name: str, task: str, repository: Path, load: Load, python: Callable[[str], Path]
+) -> list[Measurement]:
     found = []
     workload = await asyncio.to_thread(for_peer, name, task, load.seed, repository)
-    with _serving(name, workload.model, repository, home) as (url, key, pid):
+    with _serving(name, workload.model, repository, python) as (url, key, pid):
         async with connect(url, key, limit=max(load.users), timeout_s=30) as client:
             for users in load.users:
                 before = resources(pid)
@@ -103,7 +105,9 @@ async def _round(name: str, task: str, repository: Path, load: Load, home: Path)
 
 
 @contextlib.contextmanager
-def _serving(name: str, model: str, repository: Path, home: Path) -> Iterator[tuple[str, str | None, int]]:
+def _serving(
+    name: str, model: str, repository: Path, python: Callable[[str], Path]
+) -> Iterator[tuple[str, str | None, int]]:
     if name in OWN:
         with Stack([model], model_repository=repository) as stack:
             where = stack.addresses
@@ -113,7 +117,7 @@ def _serving(name: str, model: str, repository: Path, home: Path) -> Iterator[tu
                 stack.pid,
             )
         return
-    server = PeerServer(name, interpreter(name, home), repository / model)
+    server = PeerServer(name, python(name), repository / model)
     with server as url:
         yield url, None, server.pid
 

@@ -74,6 +74,10 @@ class Admission:
         """Return the limits of a caller's tier, with its highest priority and longest deadline."""
         return self._policies.current.tier(principal.tier)
 
+    def max_timeout_s(self, principal: Principal) -> float | None:
+        """Longest deadline in seconds that the caller's tier allows; None: no limit of its own."""
+        return self.limits_of(principal).max_timeout_s
+
     async def enter(self, call: Call) -> Permit:
         """Admit ``call``, whose principal, model and units are set; its reply gets rate-limit headers.
 

@@ -18,8 +18,9 @@ import msgspec
 import structlog
 import uuid_utils
 
+from gateway.access.credentials import find_credential
 from gateway.dialects.body import read_body, this_task
-from gateway.dialects.headers import acceptable_request_id, read_credential
+from gateway.dialects.headers import acceptable_request_id
 from gateway.dialects.http import Dialect, Request, Response, Route
 from gateway.dialects.routing import Router
 from gateway.errors import ClientClosed, GatewayError, Internal, Malformed, NotAcceptable
@@ -145,16 +146,16 @@ class Front:
         self._pipeline.set_timeout(call, settings.default_timeout_s)
         call.trace_parent, call.trace_state = headers.get("traceparent"), headers.get("tracestate")
         call.idempotency_key = headers.get("idempotency-key")
+        query = (
+            parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True) if scope["query_string"] else {}
+        )
         if route.scope is not None:
-            call.credential = read_credential(headers)
+            call.credential = find_credential(scope["headers"], query)
             await self._pipeline.authenticate(call, route.scope)
         body = b""
         if scope["method"] not in {"GET", "HEAD"}:
             body = await read_body(receive, headers, settings.max_body_bytes, settings.body_timeout_s)
         call.bytes_in = len(body)
-        query = (
-            parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True) if scope["query_string"] else {}
-        )
         request = Request(scope["method"], scope["path"], params, query, headers, body)
         return await _unless_client_goes(route.handler(request, call), receive)
 

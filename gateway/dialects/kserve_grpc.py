@@ -19,7 +19,8 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.dialects.headers import acceptable_request_id, read_credential
+from gateway.access.credentials import find_credential
+from gateway.dialects.headers import acceptable_request_id
 from gateway.dialects.kserve_codec import classify as classify_output
 from gateway.dialects.kserve_codec import clean_parameters
 from gateway.errors import ClientClosed, GatewayError, Internal, Invalid, Malformed, NotFound, NotImplementedHere
@@ -118,7 +119,7 @@ class KserveGrpc:
             call = self._call(operation, context)
             try:
                 if scope is not None:
-                    await self._pipeline.authenticate(call, scope)
+                    await self._authenticate(call, context, scope)
                 call.bytes_in = message.ByteSize()
                 reply = await answer(message, call)
                 call.bytes_out = reply.ByteSize()
@@ -142,13 +143,18 @@ class KserveGrpc:
         metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
         usage_id = str(uuid_utils.uuid7())
         call = Call(usage_id, usage_id, self.name, operation, client_address=_address(context.peer()))
-        call.credential = read_credential(metadata)
         call.request_id = acceptable_request_id(metadata.get("x-request-id")) or usage_id
         call.trace_parent, call.trace_state = metadata.get("traceparent"), metadata.get("tracestate")
         remaining = context.time_remaining()
         settings = self._pipeline.settings
         self._pipeline.set_timeout(call, settings.default_timeout_s if remaining is None else remaining)
         return call
+
+    async def _authenticate(self, call: Call, context: grpc.aio.ServicerContext[Any, Any], scope: Scope) -> None:
+        metadata = context.invocation_metadata() or ()
+        pairs = [(name.encode(), value.encode()) for name, value in metadata if isinstance(value, str)]
+        call.credential = find_credential(pairs, {})
+        await self._pipeline.authenticate(call, scope)
 
     async def _failed(self, error: Exception, call: Call) -> GatewayError:
         """Close ``call``; what the client is told."""
@@ -287,7 +293,7 @@ class KserveGrpc:
             call = self._call("ModelStreamInfer", context)
             code = 200
             try:
-                await self._pipeline.authenticate(call, "infer")
+                await self._authenticate(call, context, "infer")
                 call.bytes_in = message.ByteSize()
                 async for reply in self._stream_one(message, call):
                     call.bytes_out += reply.ByteSize()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from benchmarks import bootstrap
 from benchmarks.batching import batch_costs, candidates, explain
 from benchmarks.compare import verdict
-from benchmarks.configs import changed
+from benchmarks.configs import changed, rewrite
 from benchmarks.observe import Statistics, read_statistics
 
 
@@ -134,3 +137,10 @@ def test_the_search_begins_with_the_configuration_as_it_is() -> None:
     assert str(found[0]) == "as configured"
     assert str(found[1]) == "no batching"
     assert len(set(map(str, found))) == len(found)
+
+
+def test_a_rewritten_configuration_is_vouched_for_in_the_copys_card(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text(json.dumps({"files": {"config.pbtxt": "old", "tokenizer.json": "kept"}}))
+    rewrite(tmp_path, "name: 'm'")
+    files = json.loads((tmp_path / "card.json").read_text())["files"]
+    assert files == {"config.pbtxt": hashlib.sha256(b"name: 'm'").hexdigest(), "tokenizer.json": "kept"}

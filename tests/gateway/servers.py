@@ -82,12 +82,13 @@ def migrated_settings(request, tmp_path):
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("migrated_sqlite"), data_dir / "tidegate.db")
         (data_dir / "tidegate.db").chmod(0o600)
-        return Settings(data_dir=data_dir)
+        yield Settings(data_dir=data_dir)
+        return
     template = request.getfixturevalue("migrated_postgresql")
     server = request.getfixturevalue("postgresql")
     url = copy_database(server, template)
-    request.addfinalizer(lambda: drop_database(server, url))
-    return Settings(data_dir=data_dir, database_url=url)
+    yield Settings(data_dir=data_dir, database_url=url)
+    drop_database(server, url)
 
 
 def copy_database(server: PostgreSQL, template: str) -> str:

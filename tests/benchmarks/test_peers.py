@@ -1,0 +1,127 @@
+"""The ceiling and the peers do the same work on the same files; a tiny model stands in for the real ones."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from onnx import TensorProto, helper
+
+from benchmarks.onnx_task import OnnxTask
+from benchmarks.peers.catalogue import PEERS
+from benchmarks.peers.compare import Load, compare, table
+from benchmarks.peers.server import PeerError, PeerServer
+from benchmarks.peers.workloads import Direct, V2Text, for_peer
+from benchmarks.suite import Slo
+from benchmarks.tasks import CeilingError, ceiling
+from benchmarks.workloads import WORKLOADS, WrongAnswer
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model named imagenet whose three logits are a picture's mean red, green and blue."""
+    folder = tmp_path_factory.mktemp("repository") / "imagenet"
+    (folder / "1").mkdir(parents=True)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats"], ["means"], axes=[1, 2], keepdims=0),
+        helper.make_node("Div", ["means", "scale"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "means",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 24, 24, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor("scale", TensorProto.FLOAT, [1], [50.0])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, folder / "1" / "model.onnx")
+    recipe = {
+        "name": "imagenet", "task": "image-classification", "labels": ["red", "green", "blue"],
+        "preprocessing": {"kind": "image", "resize_shorter_side": 32, "crop": [24, 24]},
+    }  # fmt: skip
+    (folder / "model.yaml").write_text(yaml.safe_dump(recipe))
+    return folder.parent
+
+
+def test_the_plain_way_answers_one_and_many_alike(repository: Path) -> None:
+    task = OnnxTask(repository / "imagenet")
+    bodies = [WORKLOADS["imagenet"](1).unique(index).body for index in range(4)]
+    rows = [task.decode(body) for body in bodies]
+    assert rows[0].shape == (24, 24, 3)
+    together, alone = task.infer(rows), [task.infer([row])[0] for row in rows]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert np.array_equal(task.decode_value(base64.b64encode(bodies[0]).decode()), rows[0])
+    answer = task.encode(together[0])
+    assert {item["label"] for item in answer} == {"red", "green", "blue"}
+    assert sum(item["score"] for item in answer) == pytest.approx(1)
+
+
+def test_the_ceiling_program_measures_as_often_as_asked(repository: Path) -> None:
+    with ceiling("imagenet", repository, 1) as program:
+        assert program.way["batch"] >= 8
+        assert program.run(0.2) > 0
+        assert program.run(0.2) > 0
+
+
+def test_a_ceiling_that_cannot_be_says_why(tmp_path: Path) -> None:
+    with pytest.raises(CeilingError, match=r"model\.yaml"), ceiling("imagenet", tmp_path, 1):
+        pass
+
+
+@pytest.mark.slow
+async def test_a_peer_is_started_loaded_judged_and_ended(repository: Path) -> None:
+    load = Load((2,), 1.0, 0.2, Slo(1000.0), 1)
+    results, skipped = await compare(  # what FastAPI's environment holds is installed here too
+        ["fastapi"], "imagenet", repository, load, rounds=1, python=lambda _: Path(sys.executable)
+    )
+    assert skipped == []
+    (result,) = results
+    assert result.faults == 0, result.fault
+    assert result.goodput.value > 0
+    assert result.rss_bytes is not None
+    assert "FastAPI + ONNX Runtime" in table(results)[2]
+
+
+def test_a_peer_that_is_not_installed_says_so(repository: Path) -> None:
+    with (
+        pytest.raises(PeerError, match="LitServe did not start"),
+        PeerServer("litserve", Path(sys.executable), repository / "imagenet"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("peer", list(PEERS))
+def test_every_peer_gets_the_same_inputs(peer: str, repository: Path) -> None:
+    source, dressed = WORKLOADS["imagenet"](1), for_peer(peer, "imagenet", 1, repository)
+    picture, payload = source.unique(5).body, dressed.unique(5)
+    if payload.content_type == "application/json":
+        assert base64.b64encode(picture) in payload.body
+    else:
+        assert payload.body == picture
+
+
+def test_mlservers_answer_is_read_from_its_tensor() -> None:
+    workload = V2Text(WORKLOADS["sentiment"](1))
+    payload = workload.golden(0)
+    assert json.loads(payload.body)["inputs"][0]["datatype"] == "BYTES"
+    right = json.dumps([[{"label": "positive", "score": 0.9}]])
+    workload.check(payload, json.dumps({"outputs": [{"data": [right]}]}).encode())
+    with pytest.raises(WrongAnswer):
+        workload.check(payload, b'{"outputs":[]}')
+
+
+def test_triton_itself_gets_tensors_and_its_raw_output_is_judged(repository: Path) -> None:
+    workload = Direct(WORKLOADS["imagenet"](1), repository / "imagenet", variants=4)
+    payload = workload.golden(0)
+    size = int(dict(payload.headers)["Inference-Header-Content-Length"])
+    assert len(payload.body) - size == 24 * 24 * 3
+    logits = np.array([3, 1, 0], dtype="<f4").tobytes()
+    workload.check(payload, b"{...}" + logits)
+    with pytest.raises(WrongAnswer):
+        workload.check(payload, b"{...}" + np.array([0, 1, 3], dtype="<f4").tobytes())
