@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.children import end, spawn
 
 START_S = 600.0
 """A first start builds the models that are missing."""
@@ -90,10 +91,7 @@ class Stack:
         free = dict.fromkeys(("ADMIN", "TRITON_HTTP", "TRITON_GRPC", "TRITON_METRICS"), "0")
         environment = {**os.environ, **{f"TIDEGATE_{name}_PORT": port for name, port in free.items()}}
         began = time.monotonic()
-        with (self._folder / "output.log").open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own command
-                command, stdout=log, stderr=log, env={**environment, **self._environment}, start_new_session=True
-            )
+        self._process = spawn(command, self._folder / "output.log", {**environment, **self._environment})
         try:
             self._wait(ready)
             self._read(ready)
@@ -127,12 +125,7 @@ class Stack:
         """End everything and remove the data folder. Idempotent."""
         process, self._process = self._process, None
         if process is not None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            end(process, STOP_S)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None

@@ -108,7 +108,12 @@ def bars(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str, *, time:
         alt.Chart(frame)
         .mark_bar(color=ACCENT, cornerRadiusEnd=3, size=28)
         .encode(
-            x=alt.X(f"{x}:N", sort=None if time else "-y", title=None, axis=alt.Axis(labelAngle=-30, labelLimit=140, labelOverlap=False)),
+            x=alt.X(
+                f"{x}:N",
+                sort=None if time else "-y",
+                title=None,
+                axis=alt.Axis(labelAngle=-30, labelLimit=140, labelOverlap=False),
+            ),
             y=alt.Y(f"{y}:Q", title=title),
             tooltip=[f"{x}:N", alt.Tooltip(f"{y}:Q", title=title)],
         )

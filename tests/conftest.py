@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first; tests that share a Triton stay on one worker (``--dist loadgroup``)."""
     for item in items:

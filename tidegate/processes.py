@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,11 +38,18 @@ class ChildProcess:
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into libc; no thread of ours holds a lock
             )
+        # Popen.poll() in the main thread could be interrupted by Ctrl-C with its lock held, for good.
+        self._ended = threading.Event()
+        threading.Thread(target=self._reap, name=f"reap-{name}", daemon=True).start()
+
+    def _reap(self) -> None:
+        self._process.wait()
+        self._ended.set()
 
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
-        return self._process.poll() is None
+        return not self._ended.is_set()
 
     def last_line(self) -> str:
         """The last line of its log that says something."""
@@ -52,11 +60,9 @@ class ChildProcess:
         """SIGTERM, and SIGKILL for its whole group after ``grace_s``. Idempotent."""
         if self.running:
             self._process.terminate()
-            try:
-                self._process.wait(grace_s)
-            except subprocess.TimeoutExpired:
+            if not self._ended.wait(grace_s):
                 os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
+                self._ended.wait()
 
 
 def port_is_free(host: str, port: int) -> bool:

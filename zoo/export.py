@@ -1,4 +1,7 @@
-"""From a source model to the one file that Triton runs: ONNX or TorchScript, the same bytes every time."""
+"""From a source model to the one file that Triton runs: ONNX or TorchScript.
+
+Of one source model ONNX is the same bytes every time; TorchScript may number its classes differently.
+"""
 
 from __future__ import annotations
 

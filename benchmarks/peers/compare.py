@@ -65,7 +65,10 @@ async def compare(
     python: Callable[[str], Path] = interpreter,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[PeerResult], list[str]]:
-    """Results, and why the others have none; ``python`` names each peer's interpreter. Every round starts each server anew, in another order."""
+    """Results, and why the others have none; ``python`` names each peer's interpreter.
+
+    Every round starts each server anew, in another order.
+    """
     points: dict[str, list[list[Measurement]]] = {name: [] for name in servers}
     skipped: dict[str, str] = {}
     order = random.Random(load.seed)

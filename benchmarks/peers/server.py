@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,9 +15,11 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import benchmarks
+from benchmarks.children import end, spawn
 from benchmarks.peers.catalogue import PEERS
 
 START_S = 180.0
+STOP_S = 15.0
 
 
 class PeerError(Exception):
@@ -44,10 +47,7 @@ class PeerServer:
         root = Path(benchmarks.__file__).parent.parent
         environment = {**os.environ, "PYTHONPATH": str(root), "PEER_MODEL": str(self._folder)}
         log = scratch / "output.log"
-        with log.open("wb") as file:
-            self._process = subprocess.Popen(  # noqa: S603 - from the catalogue
-                command, stdout=file, stderr=file, env=environment, cwd=scratch, start_new_session=True
-            )
+        self._process = spawn(command, log, environment, scratch)
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + START_S
         while not _answers(url + peer.ready):
@@ -61,15 +61,9 @@ class PeerServer:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         process, self._process = self._process, None
         if process is not None:
-            for number, patience in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
-                try:
-                    os.killpg(process.pid, number)
-                    process.wait(patience)
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
-                except ProcessLookupError:
-                    break
+            end(process, STOP_S)
+            with contextlib.suppress(ProcessLookupError):  # what the server started and left
+                os.killpg(process.pid, signal.SIGKILL)
         self._scratch.cleanup()
 
 

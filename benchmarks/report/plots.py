@@ -57,7 +57,8 @@ def series(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
 def _latency_against_throughput(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bool:
     drawn = False
     for name, group in series([item for item in valid if item.scenario in CLOSED]).items():
-        points = sorted((item.throughput, item.latency.percentiles["p95"] or item.latency.max or 0.0) for item in group)
+        found = [(item.throughput, item.latency.percentiles["p95"]) for item in group]
+        points = sorted((x, y) for x, y in found if y is not None)
         if len(points) > 1:
             axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
             drawn = True

@@ -37,12 +37,13 @@ def tables(results: Results) -> list[Table]:
 
 
 def points(measurements: Sequence[Measurement]) -> dict[tuple[str, ...], list[Measurement]]:
-    """Repetitions of one point, by scenario, workload, protocol, label and variant."""
+    """Repetitions of one point, by scenario, workload, protocol, load and variant.
+
+    Where a run derives its rate from the peak it found (``412/s, hot key``), the rate is no part of the name.
+    """
     groups: dict[tuple[str, ...], list[Measurement]] = {}
     for item in measurements:
-        label = (
-            item.label if item.load["model"] == "closed" or "peak" in item.label else item.label.split("/s")[0] + "/s"
-        )
+        label = item.label.split("/s, ", 1)[-1]
         groups.setdefault((item.scenario, item.workload, item.protocol, label, item.variant), []).append(item)
     return groups
 

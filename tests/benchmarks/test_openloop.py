@@ -30,6 +30,7 @@ async def _run(
         return await loop.run(duration_s)
 
 
+@pytest.mark.slow
 async def test_a_pause_of_the_server_is_seen_by_everyone_who_would_have_waited(
     start_server: Callable[..., str],
 ) -> None:

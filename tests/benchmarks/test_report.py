@@ -15,7 +15,7 @@ from benchmarks.cost import Machine
 from benchmarks.measurement import Measurement, Window
 from benchmarks.recording import Latency, histogram_of
 from benchmarks.report.plots import draw
-from benchmarks.report.tables import tables
+from benchmarks.report.tables import points, tables
 from benchmarks.report.write import write
 from benchmarks.runner import Results
 from benchmarks.suite import Scenario, Slo, Suite
@@ -98,3 +98,9 @@ def test_an_invalid_point_is_not_compared() -> None:
     before = _results(_measurement(8, 100.0))
     after = _results(_measurement(8, 100.0, verdict="INVALID"))
     assert differences(before, after)[0].word == "INVALID"
+
+
+def test_repetitions_are_grouped_though_each_run_derives_its_rate() -> None:
+    hot = [_measurement(1, 100.0, run=run, label=f"{400 + run}/s, hot key") for run in range(3)]
+    parts = [_measurement(1, 100.0, label=f"571/s, part {number}") for number in (1, 2)]
+    assert [len(group) for group in points([*hot, *parts]).values()] == [3, 1, 1]

@@ -49,6 +49,9 @@ class Turnstile:
     def __init__(self) -> None:
         self.refusal: GatewayError | None = None
 
+    def max_timeout_s(self, principal: Principal) -> float | None:
+        return None
+
     async def enter(self, call: Call) -> Turnstile:
         refusal, self.refusal = self.refusal, None
         if refusal is not None:
@@ -73,7 +76,7 @@ class Records:
     ) -> None:
         self.finished.append((call.model, state, call.units, status))
 
-    def estimate(self, model: str, units: Units) -> tuple[int, float]:
+    def estimate(self, model: str, units: Units, elapsed_ns: int = 0) -> tuple[int, float]:
         return 1_000, 1e-9
 
 
