@@ -42,6 +42,8 @@ class LegResult:
     median_ms: list[float]
     client_cpu_us: list[float]
     """The generator's processor time per request."""
+    max_ms: float = 0.0
+    """The longest of all rounds: a stall shows here and in the throughput, never in the median."""
     faults: int = 0
     fault: str | None = None
 
@@ -73,6 +75,7 @@ class Comparison:
                     "throughput": median_interval(leg.throughput),
                     "median_ms": median_interval(leg.median_ms),
                     "client_cpu_us": float(np.median(leg.client_cpu_us)),
+                    "max_ms": leg.max_ms,
                     "faults": leg.faults,
                     "fault": leg.fault,
                     "ratio": None if number == 0 else self.ratio(number),
@@ -116,6 +119,7 @@ def _take(result: LegResult, run: ClosedRun) -> None:
     latencies = run.recording.latencies_us(Outcome.OK)
     result.throughput.append(run.throughput)
     result.median_ms.append(float(np.median(latencies)) / 1000 if len(latencies) else float("nan"))
+    result.max_ms = max(result.max_ms, float(latencies.max()) / 1000 if len(latencies) else 0.0)
     result.client_cpu_us.append(run.cpu_s / max(1, len(run.recording)) * 1e6)
     faulty = len(run.recording) - run.recording.count(Outcome.OK)
     result.faults += faulty

@@ -156,13 +156,14 @@ def _print_overhead(comparisons: list[Comparison]) -> None:
                     leg["ratio"] or "",
                     f"{leg['median_ms'].value:.2f}",
                     leg["added_median_ms"] or "",
+                    f"{leg['max_ms']:,.0f}",
                     f"{leg['client_cpu_us']:.0f}",
                     leg["faults"],
                 ]
             )
             if leg["fault"]:
                 err.print(f"[yellow]{comparison.protocol} {comparison.concurrency}:[/] {leg['fault']}", highlight=False)
-    columns = ["users", "leg", "req/s", "ratio", "p50 ms", "added ms", "client µs", "faults"]
+    columns = ["users", "leg", "req/s", "ratio", "p50 ms", "added ms", "max ms", "client µs", "faults"]
     print_table("The gateway beside Triton itself, model identity (medians over rounds, 95 % intervals)", columns, rows)
 
 

@@ -36,7 +36,7 @@ Name = Annotated[str, typer.Argument(help="A model's name.")]
 
 @app.command("list")
 def list_models(as_json: JsonFlag = False) -> None:
-    """List the models with what their build and evaluation left.
+    """List the models with what their build and evaluation left; `show` and `--json` name the scores' metrics.
 
     Example: `tidegate models list --json`
     """
@@ -51,7 +51,7 @@ def list_models(as_json: JsonFlag = False) -> None:
             card.recipe.format + ("" if card.recipe.quantisation == "none" else ", int8"),
             _state(card),
             _parity(card),
-            ", ".join(f"{item.metric} {item.value:g}" for item in card.recipe.evaluations if item.value is not None),
+            " / ".join(f"{item.value:.4g}" for item in card.recipe.evaluations if item.value is not None),
             f"{card.evidence.model_bytes / 1e6:.1f} MB" if card.evidence else "",
         )
         for card in cards
@@ -325,7 +325,7 @@ def _parity(card: ModelCard) -> str:
     if evidence is None:
         return ""
     if card.recipe.parity.cosine is not None:
-        return f"cosine {evidence.parity_min_cosine:.3f}"
+        return f"cos {evidence.parity_min_cosine:.3f}"
     return f"{evidence.parity_max_abs_error:.1e}"
 
 
