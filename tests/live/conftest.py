@@ -84,7 +84,12 @@ def stop_stack(stack: Stack) -> None:
     """Ctrl-C, and wait for its end."""
     if stack.process.poll() is None:
         stack.process.send_signal(signal.SIGINT)
-        stack.process.wait(90)
+        try:
+            stack.process.wait(90)
+        except subprocess.TimeoutExpired:
+            stack.process.kill()  # what it started ends with it
+            stack.process.wait()
+            raise
 
 
 @pytest.fixture(scope="session")

@@ -136,16 +136,20 @@ def _curl(url: str, model: str, key_file: str) -> str:
 
 @contextlib.contextmanager
 def _terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: in order, leaving nothing behind."""
+    """SIGTERM ends the command as Ctrl-C does: in order, leaving nothing behind.
+
+    SIGINT is taken explicitly too: a shell's background jobs inherit it ignored.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
