@@ -1,7 +1,7 @@
 """Limits, and the local limiter: token buckets and concurrency counters in this process's memory.
 
-Own buckets and not the ``limits`` library, by measurement: there a request costs 3 µs (fixed window)
-to 9 µs (sliding window) for each limit and again 2 to 11 µs to read what is left for the headers;
+Own buckets and not the ``limits`` library: there each limit costs a call of its own, and another one to
+read what is left for the headers;
 it has no burst beside the rate and no concurrency, and several limits are taken one after the other,
 so that a refusal by the second has already spent the first. Here all limits of a request are taken
 together or not at all.
