@@ -48,8 +48,22 @@ def explain(model: str, statistics: Statistics, config: dict[str, Any]) -> Expla
     shares = {name: value / total for name, value in split.items()}
     return Explanation(
         model, statistics, statistics.mean_batch, limit, batching is not None, instances, delay, shares,
-        _findings(statistics, limit, batching is not None, instances, delay, split),
+        [*_findings(statistics, limit, batching is not None, instances, delay, split), *_warnings(batching or {})],
     )  # fmt: skip
+
+
+def _warnings(batching: dict[str, Any]) -> list[str]:
+    """Settings that make Triton's batcher wait for an idle instance instead of prefetching."""
+    policy = batching.get("default_queue_policy") or {}
+    waits = any(
+        policy.get(name) for name in ("default_timeout_microseconds", "allow_timeout_override", "max_queue_size")
+    )
+    if not (waits or batching.get("priority_levels")):
+        return []
+    return [
+        "a queue policy or priority levels stop Triton's batcher from prefetching: a request can wait 500 ms for an "
+        + "idle instance; remove them, the gateway bounds the queue and keeps deadlines"
+    ]
 
 
 def _findings(

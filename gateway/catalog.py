@@ -85,7 +85,6 @@ class Batching(_Schema):
     enabled: bool = True
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0
-    max_queue_size: int = 1024
 
 
 class Instances(_Schema):

@@ -15,10 +15,6 @@ BACKENDS = {"onnx": "onnxruntime", "torchscript": "pytorch"}
 MODEL_FILES = {"onnx": "model.onnx", "torchscript": "model.pt"}
 LABELS_FILE = "labels.txt"
 
-LONGEST_QUEUE_US = 300_000_000
-"""Five minutes, the longest deadline a request may ask for. Triton lets a request shorten the default
-queue timeout, not lengthen it, so a default of none would disregard every request's own."""
-
 
 def config_pbtxt(recipe: Recipe) -> str:
     """The text of ``config.pbtxt``."""
@@ -64,12 +60,8 @@ def _dynamic_batching(recipe: Recipe) -> Iterator[str]:
     if batching.preferred_batch_sizes:
         yield f"  preferred_batch_size: [ {', '.join(map(str, batching.preferred_batch_sizes))} ]"
     yield f"  max_queue_delay_microseconds: {batching.max_queue_delay_us}"
-    yield "  default_queue_policy {"
-    yield "    timeout_action: REJECT"
-    yield f"    default_timeout_microseconds: {LONGEST_QUEUE_US}"
-    yield "    allow_timeout_override: true"
-    yield f"    max_queue_size: {batching.max_queue_size}"
-    yield "  }"
+    # No queue policy: Triton then fetches the next batch while one runs. With any policy set its batcher
+    # waits for an idle instance and can miss the wake-up, half a second at a time (docs/decisions/0002).
     yield "}"
 
 

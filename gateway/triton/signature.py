@@ -41,7 +41,6 @@ class Signature:
     """Rows of different requests may share an execution: the condition for coalescing."""
     decoupled: bool = False
     stateful: bool = False
-    max_queue_size: int = 0
 
     @property
     def coalescible(self) -> bool:
@@ -133,7 +132,6 @@ def from_config(config: Any) -> Signature:
         dynamic_batching=config.HasField("dynamic_batching"),
         decoupled=config.model_transaction_policy.decoupled,
         stateful=config.HasField("sequence_batching"),
-        max_queue_size=config.dynamic_batching.default_queue_policy.max_queue_size,
     )
 
 

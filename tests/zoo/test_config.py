@@ -9,7 +9,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from gateway.catalog import Catalog, ModelCard
-from zoo.config import LONGEST_QUEUE_US, config_pbtxt, quote
+from zoo.config import config_pbtxt, quote
 
 CARDS = list(Catalog.load(Path(__file__).parents[2] / "model_repository"))
 
@@ -36,12 +36,9 @@ def test_every_recipe_makes_a_config_that_triton_understands(card: ModelCard) ->
     assert "python" not in text.lower()
 
 
-def test_the_queue_lets_a_request_bring_its_own_deadline(make_recipe) -> None:
-    config = parse(config_pbtxt(make_recipe(batching={"max_queue_size": 7, "max_queue_delay_us": 50})))
-    policy = config.dynamic_batching.default_queue_policy
-    assert policy.allow_timeout_override
-    assert policy.default_timeout_microseconds == LONGEST_QUEUE_US
-    assert policy.max_queue_size == 7
+def test_the_batcher_has_no_queue_policy_so_that_it_prefetches(make_recipe) -> None:
+    config = parse(config_pbtxt(make_recipe(batching={"max_queue_delay_us": 50})))
+    assert not config.dynamic_batching.HasField("default_queue_policy")
     assert config.dynamic_batching.max_queue_delay_microseconds == 50
     assert not config.dynamic_batching.priority_levels
 
