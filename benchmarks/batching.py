@@ -60,10 +60,11 @@ def _warnings(batching: dict[str, Any]) -> list[str]:
     )
     if not (waits or batching.get("priority_levels")):
         return []
-    return [
+    text = (
         "a queue policy or priority levels stop Triton's batcher from prefetching: a request can wait 500 ms for an "
-        + "idle instance; remove them, the gateway bounds the queue and keeps deadlines"
-    ]
+        "idle instance; remove them, the gateway bounds the queue and keeps deadlines"
+    )
+    return [text]
 
 
 def _findings(
