@@ -87,7 +87,7 @@ def _item(requests: int, inferences: int, executions: int, queue_ms: float, infe
         (
             _item(100, 800, 100, 1, 5),
             {"max_batch_size": 8, "dynamic_batching": {"default_queue_policy": {"max_queue_size": 9}}},
-            "does not prefetch",
+            "from prefetching",
         ),
         (_item(100, 800, 100, 1, 5), {"max_batch_size": 8, "dynamic_batching": {}}, "batches are full"),
         (_item(100, 800, 200, 1, 5), {"max_batch_size": 8, "dynamic_batching": {}}, "a request brings 8.0 rows"),
