@@ -27,7 +27,7 @@ from benchmarks.onnx_task import OnnxTask
 from benchmarks.workloads import WORKLOADS
 
 ITEMS = 512
-BATCHES = (8, 16, 32)
+BATCHES = (1, 4, 8, 16, 32)
 TRIAL_S = 1.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ def capture() -> dict[str, Any]:
     times = psutil.cpu_times()
     return {
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(sys.argv),
+        "command": _command(),
         "machine": {
             "processor": _processor(),
             "cores": psutil.cpu_count(),
@@ -45,6 +46,13 @@ def capture() -> dict[str, Any]:
         },
         "network": {"load_generator": "same host, loopback", "tls": False, "keep_alive": True},
     }
+
+
+def _command() -> str:
+    """What was typed, without the folder that the program lies in."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+    return shlex.join([*shlex.split(program), *sys.argv[1:]])
 
 
 def noise(environment: dict[str, Any]) -> list[str]:

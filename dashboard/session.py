@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import time
 from dataclasses import dataclass
 
@@ -40,7 +41,19 @@ def _http() -> httpx.Client:
     """
     chosen = settings()
     timeout = httpx.Timeout(chosen.timeout_s, connect=3.0)
-    return httpx.Client(base_url=chosen.gateway_url, timeout=timeout, trust_env=False, follow_redirects=False)
+    return httpx.Client(
+        base_url=chosen.gateway_url, timeout=timeout, trust_env=False, follow_redirects=False, verify=trust(chosen)
+    )
+
+
+def trust(chosen: Settings) -> ssl.SSLContext | bool:
+    """What the gateway's certificate is verified against."""
+    if chosen.ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    context.load_verify_locations(chosen.ca_file)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the gateway's own certificate may end the chain
+    return context
 
 
 def key() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ GATEWAY_URL = PREFIX + "GATEWAY_URL"
 PUBLIC_URL = PREFIX + "PUBLIC_URL"
 KEY_FILE = PREFIX + "KEY_FILE"
 TIMEOUT_S = PREFIX + "TIMEOUT_S"
+CA_FILE = PREFIX + "CA_FILE"
 PORT = PREFIX + "PORT"
 """Where to listen; read at start, by ``tidegate up`` too."""
 DEFAULT_GATEWAY_URL = "http://127.0.0.1:8080"
@@ -34,18 +36,26 @@ class Settings:
     """A demo key to offer, and only while the dashboard listens on loopback."""
     timeout_s: float = 60.0
     """Seconds for one call to the gateway."""
+    ca_file: Path | None = None
+    """Certificates (PEM) to trust beside the usual authorities: the gateway's own, if no authority signed it."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Read ``TIDEGATE_DASHBOARD_*``. Raises :class:`ConfigurationError`."""
-        known = {GATEWAY_URL, PUBLIC_URL, KEY_FILE, TIMEOUT_S, PORT}
+        known = {GATEWAY_URL, PUBLIC_URL, KEY_FILE, TIMEOUT_S, CA_FILE, PORT}
         unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
         if unknown:
             raise ConfigurationError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         gateway_url = _base_url(GATEWAY_URL, environment.get(GATEWAY_URL) or DEFAULT_GATEWAY_URL)
         public_url = _base_url(PUBLIC_URL, environment.get(PUBLIC_URL) or gateway_url)
         key_file = environment.get(KEY_FILE)
-        return cls(gateway_url, public_url, Path(key_file) if key_file else None, _seconds(environment.get(TIMEOUT_S)))
+        return cls(
+            gateway_url,
+            public_url,
+            Path(key_file) if key_file else None,
+            _seconds(environment.get(TIMEOUT_S)),
+            _certificates(environment.get(CA_FILE)),
+        )
 
 
 def _base_url(name: str, value: str) -> str:
@@ -55,6 +65,16 @@ def _base_url(name: str, value: str) -> str:
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigurationError(f"{name} must be a plain base URL: no user, query or fragment")
     return value.rstrip("/")
+
+
+def _certificates(value: str | None) -> Path | None:
+    if not value:
+        return None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(value)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigurationError(f"{CA_FILE} must be a file of certificates (PEM), not {value!r}") from error
+    return Path(value)
 
 
 def _seconds(value: str | None) -> float:

@@ -22,6 +22,8 @@ from embedded.layout import find_wheel, lay_out, server_environment
 from embedded.ports import LOOPBACK, PORT_PURPOSES, choose_ports
 from embedded.server_log import describe_status, log_lines, telling_lines
 
+UNUSED_APIS = "shared-memory,trace,logging"
+"""Nobody needs them here, and each is a way to other processes' memory or files: closed with a key that nobody has."""
 START_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 300.0
 POLL_S = 0.05
@@ -98,6 +100,11 @@ class EmbeddedTriton:
     def http_url(self) -> str:
         """``host:port`` of the HTTP listener."""
         return f"{LOOPBACK}:{self._ports[0]}"
+
+    @property
+    def http_port(self) -> int:
+        """Port of the HTTP listener."""
+        return self._ports[0]
 
     @property
     def grpc_url(self) -> str:
@@ -346,6 +353,8 @@ class EmbeddedTriton:
             "http-thread-count": max(4, min(8, 2 * cpus)),  # a load call holds one of them until it is done
             "grpc-address": LOOPBACK,
             "grpc-port": grpc,
+            "http-restricted-api": f"{UNUSED_APIS}:tidegate={secrets.token_hex(16)}",
+            "grpc-restricted-protocol": f"{UNUSED_APIS}:tidegate={secrets.token_hex(16)}",
             "metrics-address": LOOPBACK,
             "metrics-port": metrics,
             "log-verbose": self._log_verbose,

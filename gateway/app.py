@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,10 +14,12 @@ import grpc.aio
 import structlog
 import uvloop
 
-from gateway.access.access import open_access
+from gateway.access.access import ModelChanges, open_access
 from gateway.access.audit import AuditError
+from gateway.access.idempotency import Idempotency
 from gateway.access.pepper import PepperError
 from gateway.admin.application import create_admin
+from gateway.admin.guard import refuse as refuse_admin
 from gateway.catalog import Catalog, CatalogError
 from gateway.dialects.control import Control
 from gateway.dialects.front import Front
@@ -26,21 +29,25 @@ from gateway.dialects.kserve_grpc import KserveGrpc
 from gateway.dialects.kserve_http import KserveHttp
 from gateway.dialects.openai import OpenAI
 from gateway.dialects.tei import Tei
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Unavailable
 from gateway.exports import export
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.null import NullLedger
 from gateway.ledger.prices import Prices, PricesError
 from gateway.pipeline import Pipeline
-from gateway.serving import Addresses, Listeners, PortInUse
+from gateway.serving import Addresses, Listeners, PortInUse, allow_connections
 from gateway.settings import Settings
 from gateway.store.database import Store, StoreError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import CONTENT_TYPE, Metrics
+from gateway.telemetry.tracing import Tracing, TracingError
+from gateway.tls import Tls, TlsError, open_tls
 from gateway.triton.coalescer import Coalescer
 from gateway.triton.pool import Pool
 
 log = structlog.get_logger(__name__)
+
+GC_THRESHOLDS = (20_000, 20, 50)
 
 AsgiApp = Callable[[Any, Any, Any], Any]
 
@@ -61,10 +68,15 @@ class Gateway:
         ledger: Ledger | NullLedger,
         pipeline: Pipeline,
         admin: AsgiApp,
+        tls: Tls | None = None,
     ) -> None:
         self.settings = settings
+        self.tls = tls
         self.pipeline = pipeline
         self.draining = False
+        """Not ready any more, and every answer ends its connection; set by :meth:`drain`."""
+        self.closing = False
+        """Nothing new is begun."""
         self._catalog = catalog
         self._store = store
         self._pool = pool
@@ -83,7 +95,7 @@ class Gateway:
         if self.draining:
             missing["gateway"] = "shutting down"
         if not await self._store.ping():
-            missing["store"] = "the database does not answer"
+            missing["store"] = self._store.problem or "the database does not answer"
         if not self._ledger.available:
             missing["journal"] = "usage records cannot be made durable"
         required = self.settings.model_names or tuple(card.name for card in self._catalog if card.built)
@@ -95,17 +107,53 @@ class Gateway:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI: ``/admin`` is the control plane's application, everything else the hot path's."""
         path = scope["path"]
+        if self.draining:
+            send = _ending_connection(send)
+            if self.closing and not path.startswith("/healthz/"):
+                await self._refuse_new(scope, send)
+                return
         if path == "/admin" or path.startswith("/admin/"):
             await self._admin(scope, receive, send)
         else:
             await self._front(scope, receive, send)
 
+    def drain(self) -> None:
+        """Be not ready, and let clients go elsewhere with their next request."""
+        self.draining = self.pipeline.draining = True
+
+    def close(self) -> None:
+        """Begin nothing new: 503 for what still arrives."""
+        self.closing = True
+
+    async def _refuse_new(self, scope: Any, send: Any) -> None:
+        client = scope.get("client")
+        error = Unavailable("the gateway is shutting down", retry_after_s=1.0)
+        headers, body = self.refuse(scope["raw_path"], scope["headers"], client[0] if client else "", error)
+        headers = [*headers, (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def refuse(
+        self, path: bytes, headers: list[tuple[bytes, bytes]], client_address: str, error: GatewayError
+    ) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """How the transport answers what it cannot parse, in the form of what was called."""
+        if path == b"/admin" or path.startswith(b"/admin/"):
+            return refuse_admin(error)
+        return self._front.refuse(path, headers, client_address, error)
+
     async def metrics_app(self, scope: Any, _receive: Any, send: Any) -> None:
-        """ASGI of the admin listener: ``/metrics`` and nothing else."""
-        found = scope["path"] == "/metrics" and scope["method"] in {"GET", "HEAD"}
-        body = self.pipeline.metrics.render() if found else b"not found\n"
-        headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200 if found else 404, "headers": headers})
+        """ASGI of the admin listener: ``/metrics``, and ``/healthz/*`` for probes that cannot show a certificate."""
+        status, body, media_type = 404, b"not found\n", "text/plain; charset=utf-8"
+        if scope["method"] in {"GET", "HEAD"}:
+            if scope["path"] == "/metrics":
+                status, body, media_type = 200, self.pipeline.metrics.render(), CONTENT_TYPE
+            elif scope["path"] == "/healthz/live":
+                status, body = 200, b"live\n"
+            elif scope["path"] == "/healthz/ready":
+                missing = await self.missing()
+                status, body = (503, f"missing: {', '.join(missing)}\n".encode()) if missing else (200, b"ready\n")
+        headers = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
@@ -117,13 +165,18 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """
     async with AsyncExitStack() as stack:
         try:
+            tls = open_tls(settings)
             catalog = Catalog.load(settings.model_repository, settings.model_names)
             prices = Prices.load(settings.prices_file)
-            store = await Store.open(settings)
+            store = await Store.open(settings, wait=True)
             stack.push_async_callback(store.close)
-        except (CatalogError, PricesError, StoreError) as error:
+        except (CatalogError, PricesError, StoreError, TlsError) as error:
             raise StartupError(str(error)) from error
         metrics = Metrics()
+        tracing = _tracing(settings)
+        if tracing is not None:
+            metrics.on_finished = tracing.finished
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
         pool = Pool(
             settings.triton_targets,
             connect_timeout_s=settings.triton_connect_timeout_s,
@@ -138,14 +191,18 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             enabled=settings.coalesce,
             in_flight=settings.coalesce_in_flight,
             max_queue=settings.max_queue,
+            shed=settings.shed,
             on_batch=metrics.batch,
         )
         stack.push_async_callback(coalescer.close)
-        ledger = Ledger(settings, store, prices, pool.statistics) if settings.metering else NullLedger()
+        ledger = _ledger(settings, store, prices, pool) if settings.metering else NullLedger()
         try:
             await ledger.start()
             stack.push_async_callback(ledger.stop)
             access = await stack.enter_async_context(open_access(store, settings, estimate=ledger.estimate))
+            idempotency = Idempotency(store, settings)
+            await idempotency.start()
+            stack.push_async_callback(idempotency.stop)
         except (AuditError, PepperError) as error:
             raise StartupError(str(error)) from error
         except GatewayError as error:
@@ -164,20 +221,43 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             ledger=ledger,
             metrics=metrics,
             executor=executor,
+            idempotency=idempotency,
+            changes=ModelChanges(access.audit),
+            tracing=tracing,
         )
         try:
             await asyncio.get_running_loop().run_in_executor(executor, pipeline.prepare)
         except (GatewayError, OSError, ValueError) as error:
             raise StartupError(f"a model's files cannot be used: {error}") from error
-        export(metrics, pool, coalescer, ledger, access)
+        export(metrics, pool, coalescer, ledger, access, idempotency, tls)
         admin = create_admin(store, access, release=version("tidegate"))
-        yield Gateway(settings, catalog, store, pool, ledger, pipeline, admin)
+        yield Gateway(settings, catalog, store, pool, ledger, pipeline, admin, tls)
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    if not settings.otlp_endpoint:
+        return None
+    try:
+        return Tracing(settings.otlp_endpoint, ratio=settings.otlp_ratio, release=version("tidegate"))
+    except TracingError as error:
+        raise StartupError(str(error)) from error
+
+
+def _ledger(settings: Settings, store: Store, prices: Prices, pool: Pool) -> Ledger:
+    def max_batch(model: str) -> int:
+        try:
+            return pool.signature(model).max_batch_size
+        except GatewayError:
+            return 1  # not ready now: a later reading has it
+
+    return Ledger(settings, store, prices, pool.statistics, max_batch=max_batch)
 
 
 def run(settings: Settings, on_ready: Callable[[Addresses], None] = lambda _addresses: None) -> None:
     """Serve until SIGTERM or SIGINT. Raises :class:`StartupError`."""
     logs.configure(settings.log_level, json=settings.log_json)
-    uvloop.run(serve(settings, on_ready))
+    connections = allow_connections(settings.max_connections)
+    uvloop.run(serve(settings.model_copy(update={"max_connections": connections}), on_ready))
 
 
 async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
@@ -188,15 +268,42 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> No
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", 2**31 - 1),
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_concurrent_streams", settings.grpc_max_streams),
+                # Counting streams that are closed already, it would refuse clients that keep to the limit.
+                ("grpc.http.overload_protection", 0),
+                ("grpc.max_connection_idle_ms", int(settings.keep_alive_s * 1000)),
+                ("grpc.server_handshake_timeout_ms", int(settings.tls_handshake_timeout_s * 1000)),
             )
         )
         gateway.grpc_dialect.add_to(grpc_server)
         try:
-            listeners = Listeners(settings, gateway, gateway.metrics_app, grpc_server)
+            listeners = Listeners(
+                settings, gateway, gateway.metrics_app, grpc_server, gateway.tls, refuse=gateway.refuse
+            )
         except PortInUse as error:
             raise StartupError(str(error)) from error
 
-        def drain() -> None:
-            gateway.draining = True
+        _calm_collector()
+        await listeners.serve(on_ready=on_ready, on_drain=gateway.drain, on_close=gateway.close)
 
-        await listeners.serve(on_ready=on_ready, on_drain=drain)
+
+def _ending_connection(send: Any) -> Any:
+    """``send`` with ``Connection: close`` in every answer: the client's next request opens a new connection."""
+
+    async def send_last(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await send(message)
+
+    return send_last
+
+
+def _calm_collector() -> None:
+    """Let the cyclic garbage collector look rarely, and never at what start-up made.
+
+    A request makes no cycles, but its objects live across awaits: at the default threshold the collector walked
+    them, and everything loaded at start, many times a second for nothing (docs/decisions/0003).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from gateway.redaction import redact
+
+MAX_MESSAGE = 500
+"""Characters of a message that may repeat what the caller sent; as a gRPC trailer it must fit into 16 KiB."""
+
 
 class GatewayError(Exception):
     """Root of the tree: ``status`` is HTTP's, ``code`` a stable machine-readable name."""
@@ -24,9 +29,10 @@ class GatewayError(Exception):
         retry_after_s: float | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
+        message = redact(message)
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}..."
+        self.param = None if param is None else redact(param)
         """The field at fault, where there is one."""
         self.retry_after_s = retry_after_s
         """Seconds to wait; jittered by whoever raises it."""
@@ -92,6 +98,18 @@ class Conflict(ClientError):
     status, code = 409, "conflict"
 
 
+class InProgress(Conflict):
+    """An earlier request with the same idempotency key is not over; with ``retry_after_s``."""
+
+    code, retryable = "idempotency_in_progress", True
+
+
+class AnswerLost(Conflict):
+    """A request with the same idempotency key was, or may have been, executed, and cannot be answered again."""
+
+    code = "idempotency_answer_lost"
+
+
 class TooLarge(ClientError):
     """Body, message or image over its limit."""
 
@@ -110,10 +128,22 @@ class Invalid(ClientError):
     status, code = 422, "invalid"
 
 
+class KeyReused(Invalid):
+    """An idempotency key that another request was sent with."""
+
+    code = "idempotency_key_reused"
+
+
 class RateLimited(ClientError):
     """Over a rate, concurrency, token or pixel limit; always with ``retry_after_s``."""
 
     status, code, retryable = 429, "rate_limited", True
+
+
+class HeadersTooLarge(ClientError):
+    """Too many headers, or one that is too large."""
+
+    status, code = 431, "headers_too_large"
 
 
 class ClientClosed(ClientError):

@@ -7,15 +7,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from gateway.access.access import Access
+from gateway.access.idempotency import Idempotency
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.null import NullLedger
 from gateway.ledger.prices import PICO
 from gateway.telemetry.metrics import Metrics, Sample
+from gateway.tls import Tls
 from gateway.triton.coalescer import Coalescer
 from gateway.triton.pool import Pool
 
 
-def export(metrics: Metrics, pool: Pool, coalescer: Coalescer, ledger: Ledger | NullLedger, access: Access) -> None:
+def export(
+    metrics: Metrics,
+    pool: Pool,
+    coalescer: Coalescer,
+    ledger: Ledger | NullLedger,
+    access: Access,
+    idempotency: Idempotency,
+    tls: Tls | None = None,
+) -> None:
     """Register every number that is read at scrape time."""
     counters = ledger.counters
 
@@ -39,6 +49,10 @@ def export(metrics: Metrics, pool: Pool, coalescer: Coalescer, ledger: Ledger | 
 
     watch = metrics.watch
     watch("tidegate_queue_depth", "Requests waiting to be sent to Triton.", lambda: by("model", coalescer.queue_depth))
+    watch(
+        "tidegate_shed_total", "Requests refused because they would have waited too long.",
+        lambda: by("model", coalescer.shed), counter=True,
+    )  # fmt: skip
     watch("tidegate_upstream_up", "Whether a Triton server serves models.", lambda: members("up"))
     watch("tidegate_upstream_outstanding", "Requests in flight to a Triton server.", lambda: members("outstanding"))
     watch("tidegate_usage_records_total", "Usage records, by state.", states, counter=True)
@@ -52,8 +66,12 @@ def export(metrics: Metrics, pool: Pool, coalescer: Coalescer, ledger: Ledger | 
         "tidegate_ledger_consistent", "1 while every accepted call is accounted for.", lambda: [({}, ledger.consistent)]
     )
     watch(
-        "tidegate_ledger_imbalance", "Rows that Triton counted and no call explains, or the reverse.",
+        "tidegate_ledger_imbalance", "Rows that Triton counted and no gateway recorded, or the reverse.",
         lambda: by("model", ledger.imbalance),
+    )  # fmt: skip
+    watch(
+        "tidegate_ledger_compared", "1 while a model's books are being compared with Triton's counts.",
+        lambda: by("model", ledger.compared),
     )  # fmt: skip
     watch(
         "tidegate_limit_refusals_total", "Requests refused, by the name of the limit.",
@@ -62,4 +80,34 @@ def export(metrics: Metrics, pool: Pool, coalescer: Coalescer, ledger: Ledger | 
     watch(
         "tidegate_redis_fallback_total", "Requests limited by the local share because Redis did not answer.",
         lambda: [({}, access.admission.fallbacks)], counter=True,
+    )  # fmt: skip
+    watch(
+        "tidegate_idempotency_total", "Requests with an idempotency key, by what became of them.",
+        lambda: by("outcome", idempotency.outcomes), counter=True,
+    )  # fmt: skip
+    watch(
+        "tidegate_idempotency_stored_bytes", "Answers kept for requests that are sent again.",
+        lambda: [({}, idempotency.stored_bytes)],
+    )  # fmt: skip
+    if tls is not None:
+        _export_tls(metrics, tls)
+
+
+def _export_tls(metrics: Metrics, tls: Tls) -> None:
+    watch = metrics.watch
+    watch(
+        "tidegate_tls_certificate_expiry_seconds", "Seconds until the certificate expires; negative when it has.",
+        lambda: [({}, tls.expiry_s)],
+    )  # fmt: skip
+    watch(
+        "tidegate_tls_stale", "1 while the certificate's files cannot be used and the one before is served.",
+        lambda: [({}, tls.stale)],
+    )  # fmt: skip
+    watch(
+        "tidegate_tls_reloads_total", "Readings of changed certificate files, by outcome.",
+        lambda: [({"outcome": "taken"}, tls.reloads), ({"outcome": "refused"}, tls.failures)], counter=True,
+    )  # fmt: skip
+    watch(
+        "tidegate_tls_handshakes", "HTTP connections in their TLS handshake.",
+        lambda: [({}, tls.context.handshakes)],
     )  # fmt: skip

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any, Literal, Protocol, TypeVar
 
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.access.idempotency import Answer, Idempotency
 from gateway.catalog import Catalog, ModelCard
-from gateway.errors import ClientClosed, Forbidden, GatewayError, Internal, NotFound, Unauthenticated
+from gateway.errors import (
+    BadUpstream,
+    ClientClosed,
+    Forbidden,
+    GatewayError,
+    Internal,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
+from gateway.redaction import holds_key
 from gateway.settings import Settings
 from gateway.tasks import create_task, task_names
 from gateway.tasks.base import Task
 from gateway.tasks.text import Tokenizers
+from gateway.tasks.workers import Workers
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.tracing import TRACE_PARENT, Tracing
 from gateway.triton.coalescer import Coalescer
+from gateway.triton.failures import ModelNotReady
 from gateway.triton.pool import Pool
 from gateway.types import Call, InferenceRequest, InferenceResult, Permit, Plan, Principal, Scope, Units
 
@@ -36,6 +54,14 @@ class Admission(Protocol):
 
     def max_timeout_s(self, principal: Principal) -> float | None:
         """Longest deadline that the caller may ask for, in seconds; None: no limit of its own."""
+        ...
+
+    def max_priority(self, principal: Principal) -> int | None:
+        """Highest priority that the caller may ask for (1 is the highest, 0: none); None: any."""
+        ...
+
+    def check(self, call: Call) -> None:
+        """Raises ``RateLimited`` for a call that ``enter`` would refuse whatever its units; takes nothing."""
         ...
 
     async def enter(self, call: Call) -> Permit:
@@ -59,6 +85,18 @@ class Ledger(Protocol):
         ...
 
 
+class ChangeLog(Protocol):
+    """The audit, for changes to what is served."""
+
+    async def check(self) -> None:
+        """Raises ``Unavailable`` when no record could be written now."""
+        ...
+
+    async def changed(self, call: Call, action: str, model: str, *, result: str, details: dict[str, str]) -> None:
+        """Write that ``call``'s caller did ``action`` to ``model``. Raises ``Unavailable``."""
+        ...
+
+
 class Pipeline:
     """Built once by the composition root; all its methods raise :class:`~gateway.errors.GatewayError`."""
 
@@ -74,6 +112,9 @@ class Pipeline:
         ledger: Ledger,
         metrics: Metrics,
         executor: Executor,
+        idempotency: Idempotency | None = None,
+        changes: ChangeLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings
         self.pool = pool
@@ -83,7 +124,12 @@ class Pipeline:
         self._authenticator = authenticator
         self._admission = admission
         self._ledger = ledger
-        self._executor = executor
+        self._workers = Workers(executor, settings.preprocess_threads, shed=settings.shed)
+        self._changes = changes
+        self._tracing = tracing
+        self.draining = False
+        """The gateway is about to stop: it is not ready, and goes on serving."""
+        self._idempotency = idempotency
         self._tasks: dict[tuple[str, str], Task] = {}
         self._tokenizers = Tokenizers()
 
@@ -92,6 +138,8 @@ class Pipeline:
     async def authenticate(self, call: Call, scope: Scope) -> None:
         """Verify the caller's credential and that it has ``scope``; sets ``call.principal``."""
         begin = time.monotonic_ns()
+        if self._tracing is not None:
+            self._tracing.begin(call)
         principal = await self._authenticator.authenticate(call)
         call.principal = principal
         longest = self._admission.max_timeout_s(principal)
@@ -124,6 +172,43 @@ class Pipeline:
             raise NotFound("no such model", param="model")
         call.model = model
 
+    async def in_repository(self, call: Call, model: str) -> str:
+        """The name of a model that can be loaded: it has a recipe, or Triton's repository holds it."""
+        self.authorize(call, model)
+        if self._catalog.get(model) is None:
+            index = await self.pool.ask("RepositoryIndex", pb.RepositoryIndexRequest())
+            if model not in {entry.name for entry in index.models}:
+                raise NotFound("no such model", param="model")
+        return model
+
+    async def change_model(self, call: Call, model: str, action: Literal["load", "unload"]) -> None:
+        """Load (or reload) or unload a model on every Triton, and write that to the audit.
+
+        Raises ``Unavailable`` when it cannot be written, before anything is changed; ``BadUpstream`` when Triton
+        cannot load it: a version that served before goes on serving.
+        """
+        name = await self.in_repository(call, model)
+        if self._changes is not None:
+            await self._changes.check()
+        message = (pb.RepositoryModelLoadRequest if action == "load" else pb.RepositoryModelUnloadRequest)(
+            model_name=name
+        )
+        result = "failed"
+        details: dict[str, str] = {}
+        try:
+            await self.pool.ask_all(f"RepositoryModel{action.capitalize()}", message)
+            result = "ok"
+        except GatewayError as error:
+            details = {"error": error.code}
+            if isinstance(error, Unavailable) and not isinstance(error, ModelNotReady):
+                raise
+            raise BadUpstream(f"a server could not {action} the model; what it served before, it serves") from error
+        finally:
+            if self._changes is not None:
+                await asyncio.shield(
+                    self._changes.changed(call, f"model.{action}", name, result=result, details=details)
+                )
+
     def cards(self, call: Call) -> list[ModelCard]:
         """Cards of all models that the caller may use."""
         principal = call.principal
@@ -152,9 +237,10 @@ class Pipeline:
         card = self.card(call, model)
         task = self.task(card, task_name)
         call.model = card.name
+        self._admission.check(call)  # before the work of decoding, so that a refusal costs next to nothing
         begin = time.monotonic_ns()
         if task.is_long(inputs):
-            plan = await asyncio.get_running_loop().run_in_executor(self._executor, task.plan, inputs, options)
+            plan = await self._workers.run(lambda: task.plan(inputs, options), call.deadline_ns)
         else:
             plan = task.plan(inputs, options)
         call.stages["preprocess"] = time.monotonic_ns() - begin
@@ -163,7 +249,7 @@ class Pipeline:
     async def infer(self, call: Call, request: InferenceRequest) -> InferenceResult:
         """Run one raw inference."""
         self.identify(call, request.model)
-        plan = Plan((request,), Units(rows=request.rows), lambda results: results[0])
+        plan = Plan((self._clamped(call, request),), Units(rows=request.rows), lambda results: results[0])
         result: InferenceResult = await self._run(call, plan)
         return result
 
@@ -173,9 +259,26 @@ class Pipeline:
         call.units = Units(rows=request.rows)
         self.pool.signature(request.model, request.version).check(request)
         await self._enter(call)
-        async for result in self.pool.stream(request, call.deadline_ns):
+        async for result in self.pool.stream(_traced(self._clamped(call, request), call), call.deadline_ns):
             yield result
         self._estimate(call)
+
+    def _clamped(self, call: Call, request: InferenceRequest) -> InferenceRequest:
+        """``request`` with a priority that the caller's tier allows: Triton's, where 1 is the highest and 0 none."""
+        if not request.priority or call.principal is None:
+            return request
+        highest = self._admission.max_priority(call.principal)
+        if highest is None or 0 < highest <= request.priority:
+            return request
+        return replace(request, priority=highest)
+
+    async def once(self, call: Call, asked: Sequence[bytes], work: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Do ``work`` and close ``call``, or answer as before: for a call with an idempotency key.
+
+        ``asked`` is everything that makes the request what it is.
+        """
+        keys = self._idempotency
+        return await (work() if keys is None else keys.once(call, asked, work, self.close))
 
     async def close(self, call: Call, error: BaseException | None = None) -> None:
         """Record how an admitted call ended and give back its permit; before its answer leaves, and once.
@@ -221,20 +324,29 @@ class Pipeline:
 
     async def _run(self, call: Call, plan: Plan) -> Any:
         call.units = plan.units
+        if call.reserve_key is not None:
+            plan = replace(plan, requests=tuple(replace(request, idempotent=True) for request in plan.requests))
         signatures = []
         for request in plan.requests:
             signature = self.pool.signature(request.model, request.version)
             signature.check(request)
             signatures.append(signature)
+        infer, deadline_ns = self._coalescer.infer, call.deadline_ns
+        tenant = call.principal.project if call.principal is not None else ""
+        # Here too, not only where it would wait: what is refused now leaves no record.
+        self._coalescer.check(plan.requests[0], signatures[0], deadline_ns, tenant)
         await self._enter(call)
         begin = time.monotonic_ns()
-        if len(plan.requests) == 1:
-            results = [await self._coalescer.infer(plan.requests[0], signatures[0], call.deadline_ns)]
+        requests = plan.requests
+        if call.trace_parent is not None:
+            requests = tuple(_traced(request, call) for request in requests)
+        if len(requests) == 1:
+            results = [await infer(requests[0], signatures[0], deadline_ns, tenant)]
         else:
             results = await _gather(
                 [
-                    lambda r=request, s=signature: self._coalescer.infer(r, s, call.deadline_ns)  # type: ignore[misc]
-                    for request, signature in zip(plan.requests, signatures, strict=True)
+                    lambda r=request, s=signature: infer(r, s, deadline_ns, tenant)  # type: ignore[misc]
+                    for request, signature in zip(requests, signatures, strict=True)
                 ]
             )
         inferred = time.monotonic_ns()
@@ -250,6 +362,8 @@ class Pipeline:
         begin = time.monotonic_ns()
         permit = await self._admission.enter(call)
         try:
+            if call.reserve_key is not None:
+                await call.reserve_key()
             await self._ledger.reserve(call)
         except BaseException:
             permit.leave(call)
@@ -262,6 +376,20 @@ class Pipeline:
         call.estimated_compute_ns, call.estimated_cost_usd = self._ledger.estimate(
             call.model, call.units, call.stages.get("infer", 0)
         )
+
+
+_TRACE_STATE = re.compile(r"[\x20-\x7e]{1,512}")
+
+
+def _traced(request: InferenceRequest, call: Call) -> InferenceRequest:
+    """``request`` with the caller's trace context, if there is one and it is well-formed (W3C Trace Context)."""
+    parent, state = call.trace_parent, call.trace_state
+    if parent is None or not TRACE_PARENT.fullmatch(parent):
+        return request
+    trace = (("traceparent", parent),)
+    if state is not None and _TRACE_STATE.fullmatch(state) and not holds_key(state):
+        return replace(request, trace=(*trace, ("tracestate", state)))
+    return replace(request, trace=trace)
 
 
 async def _gather(calls: list[Callable[[], Awaitable[T]]]) -> list[T]:

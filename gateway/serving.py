@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import grpc.aio
@@ -15,9 +18,20 @@ import structlog
 import uvicorn
 
 from gateway.settings import Settings
-from gateway.transport import TransportLimits, end_late_connections, protocol_class
+from gateway.tls import ListenerContext, Tls
+from gateway.transport import Refuse, TransportLimits, end_late_connections, protocol_class, refuse_plainly
 
 log = structlog.get_logger(__name__)
+
+_FAREWELL_S = 0.3
+"""For requests that are under way on kept connections: they are answered 503, and not by a connection that ends."""
+
+OTHER_FILES = 128
+"""Open files besides clients' connections: database, journal, Triton, Redis, models, threads."""
+MIN_CONNECTIONS = 8
+
+# A warning for every request that is not HTTP would let anybody fill the disk; they are counted instead.
+logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 class PortInUse(Exception):
@@ -36,29 +50,51 @@ class Addresses:
 class Listeners:
     """Binds everything before anything is served, so that a port in use leaves nothing half-started."""
 
-    def __init__(self, settings: Settings, app: Any, admin_app: Any, grpc_server: grpc.aio.Server) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        app: Any,
+        admin_app: Any,
+        grpc_server: grpc.aio.Server,
+        tls: Tls | None = None,
+        *,
+        refuse: Refuse = refuse_plainly,
+    ) -> None:
         self._settings = settings
+        self._tls = tls
         self._grpc_server = grpc_server
         sockets: list[socket.socket] = []
         try:
             sockets.append(_bind(settings.host, settings.port, settings.backlog))
             sockets.append(_bind(settings.admin_host, settings.admin_port, settings.backlog))
-            grpc_port = _bind_grpc(grpc_server, settings.host, settings.grpc_port)
+            grpc_port = _bind_grpc(grpc_server, settings.host, settings.grpc_port, tls)
         except PortInUse:
             for open_socket in sockets:
                 open_socket.close()
             raise
         self._sockets = sockets
-        self._http = _Server(_config(app, settings))
-        self._admin = _Server(_config(admin_app, settings))
+        self._http = _Server(
+            _config(app, settings, refuse), tls.context if tls else None, settings.tls_handshake_timeout_s
+        )
+        self._admin = _Server(_config(admin_app, settings, refuse_plainly))
         self.addresses = Addresses(_address(sockets[0]), f"{settings.host}:{grpc_port}", _address(sockets[1]))
 
-    async def serve(self, *, on_ready: Callable[[Addresses], None], on_drain: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT; then be not ready, go on for ``shutdown_delay_s``, and drain."""
+    async def serve(
+        self,
+        *,
+        on_ready: Callable[[Addresses], None],
+        on_drain: Callable[[], None],
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Serve until SIGTERM or SIGINT; then be not ready (``on_drain``), go on for ``shutdown_delay_s``, begin
+        nothing new (``on_close``), and let what is in flight end.
+        """
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        if self._tls is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._tls.reload)
         await self._grpc_server.start()
         servers = [
             asyncio.create_task(self._http.serve([self._sockets[0]])),
@@ -67,23 +103,87 @@ class Listeners:
         log.info("gateway.listening", http=self.addresses.http, grpc=self.addresses.grpc, admin=self.addresses.admin)
         on_ready(self.addresses)
         stopped = asyncio.create_task(stop.wait())
-        sweeper = asyncio.create_task(end_late_connections(lambda: self._http.server_state.connections))
+        background = [
+            asyncio.create_task(
+                end_late_connections(
+                    lambda: chain(self._http.server_state.connections, self._admin.server_state.connections)
+                )
+            )
+        ]
+        if self._tls is not None:
+            background.append(asyncio.create_task(self._tls.watch()))
         await asyncio.wait([stopped, *servers], return_when=asyncio.FIRST_COMPLETED)
         log.info("gateway.draining")
         on_drain()
         await asyncio.sleep(self._settings.shutdown_delay_s)
+        on_close()
+        if self._http.server_state.connections:
+            await asyncio.sleep(_FAREWELL_S)
         self._http.should_exit = True
         await asyncio.gather(servers[0], self._grpc_server.stop(self._settings.drain_s))
         self._admin.should_exit = True
         await servers[1]
-        stopped.cancel()
-        sweeper.cancel()
+        for task in (stopped, *background):
+            task.cancel()
         for open_socket in self._sockets:
             open_socket.close()
 
 
+def allow_connections(wanted: int) -> int:
+    """How many connections each of the HTTP and gRPC listeners may have: ``wanted``, or what open files allow.
+
+    Raises this process's soft limit of open files as far as the hard one lets it. Many systems start processes with
+    1024, less than the connections that may be open: accepting would fail where a refusal is due, and so would
+    opening the database or a connection to Triton.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = 2 * wanted + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= files:
+        return wanted
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    allowed = min(wanted, max(MIN_CONNECTIONS, (files - OTHER_FILES) // 2))
+    if allowed < wanted:
+        log.warning("gateway.few_files", files=files, connections=allowed, wanted=wanted)
+    return allowed
+
+
 class _Server(uvicorn.Server):
     """Uvicorn without its signal handlers: there are several servers here, and one owner of signals."""
+
+    def __init__(
+        self, config: uvicorn.Config, tls: ListenerContext | None = None, handshake_timeout_s: float = 10.0
+    ) -> None:
+        super().__init__(config)
+        self._tls = tls
+        self._handshake_timeout_s = handshake_timeout_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. With TLS not by uvicorn's own means, which leave a slow handshake a minute."""
+        if self._tls is None or sockets is None:
+            await super().startup(sockets)
+            return
+        self._tls.open_connections = lambda: len(self.server_state.connections)
+        loop: Any = asyncio.get_running_loop()  # uvloop's knows ssl_shutdown_timeout, on every Python
+        config = self.config
+
+        def create_protocol() -> Any:
+            made: Any = config.http_protocol_class
+            return made(config=config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        self.servers = [
+            await loop.create_server(
+                create_protocol,
+                sock=bound,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._handshake_timeout_s,
+                ssl_shutdown_timeout=self._handshake_timeout_s,
+                backlog=config.backlog,
+            )
+            for bound in sockets
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -91,7 +191,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: Any, settings: Settings) -> uvicorn.Config:
+def _config(app: Any, settings: Settings, refuse: Refuse) -> uvicorn.Config:
     limits = TransportLimits(
         max_connections=settings.max_connections,
         header_timeout_s=settings.header_timeout_s,
@@ -101,7 +201,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         app,
         interface="asgi3",
         loop="none",
-        http=protocol_class(limits),
+        http=protocol_class(limits, refuse),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -129,10 +229,10 @@ def _bind(host: str, port: int, backlog: int) -> socket.socket:
     return bound
 
 
-def _bind_grpc(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind_grpc(server: grpc.aio.Server, host: str, port: int, tls: Tls | None) -> int:
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(target)
+        bound = server.add_secure_port(target, tls.grpc_credentials()) if tls else server.add_insecure_port(target)
     except RuntimeError as error:
         raise PortInUse(f"cannot listen on {host}:{port}: address already in use") from error
     if not bound:

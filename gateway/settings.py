@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,14 +36,32 @@ class Settings(BaseSettings):
     admin_port: int = Field(8082, ge=0, le=65535, description="Port of the admin listener (/metrics).")
     backlog: int = Field(2048, ge=1, description="Connections the kernel may hold before they are accepted.")
     max_connections: int = Field(4096, ge=1, description="Open HTTP connections; further ones are answered 503.")
+    grpc_max_streams: int = Field(100, ge=1, description="Calls in flight on one gRPC connection; further ones wait.")
     keep_alive_s: float = Field(75.0, gt=0, description="Seconds an idle connection is kept.")
+    tls_cert: Path | None = Field(
+        None, description="Certificate (PEM, with its chain) of the HTTP and gRPC listeners; default: no TLS."
+    )
+    tls_key: Path | None = Field(None, description="Its private key (PEM, without a password).")
+    tls_client_ca: Path | None = Field(None, description="Authorities (PEM) whose client certificates are accepted.")
+    tls_client_auth: Literal["required", "optional"] = Field(
+        "required", description="With a client CA: required, or optional (HTTP verifies what is shown; gRPC asks none)."
+    )
+    tls_handshake_timeout_s: float = Field(10.0, gt=0, description="Seconds in which a TLS handshake must be over.")
+    tls_reload_s: float = Field(
+        5.0, gt=0, description="Seconds between looks at the TLS files; a change is taken over without a restart."
+    )
 
     # --- Triton
-    triton_urls: str = Field("127.0.0.1:8001", description="Comma-separated host:port of Triton's gRPC endpoints.")
+    triton_urls: str = Field(
+        "127.0.0.1:8001/8000",
+        description="Comma-separated host:grpc_port of Tritons; host:grpc_port/http_port infers over HTTP, faster.",
+    )
     triton_connect_timeout_s: float = Field(2.0, gt=0, description="Seconds to connect before another server is tried.")
     triton_health_interval_s: float = Field(1.0, gt=0, description="Seconds between readiness probes of each server.")
     triton_eject_after: int = Field(3, ge=1, description="Consecutive failures that take a server out of the pool.")
-    triton_max_outstanding: int = Field(256, ge=1, description="Requests in flight to one server; more are queued.")
+    triton_max_outstanding: int = Field(
+        256, ge=1, description="Requests in flight to one server; more go to others, or are refused (503)."
+    )
 
     triton_http_port: int = Field(8000, ge=0, le=65535, description="Port of the embedded Triton's HTTP endpoint.")
     triton_grpc_port: int = Field(8001, ge=0, le=65535, description="Port of the embedded Triton's gRPC endpoint.")
@@ -53,10 +72,14 @@ class Settings(BaseSettings):
     default_timeout_s: float = Field(30.0, gt=0, description="Deadline of a request that names none.")
     max_timeout_s: float = Field(300.0, gt=0, description="Longest deadline that a request may ask for.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body, after decompression.")
+    max_buffered_bytes: int = Field(
+        2**30, ge=2**16, description="All large request bodies in memory together; further ones are answered 503."
+    )
     header_timeout_s: float = Field(10.0, gt=0, description="Seconds in which a request's headers must have arrived.")
     body_timeout_s: float = Field(30.0, gt=0, description="Seconds in which a request's body must have arrived.")
     max_queue: int = Field(2048, ge=1, description="Requests waiting for one model before 503 is answered.")
     coalesce: bool = Field(True, description="Let waiting requests for one model and shape travel to Triton together.")
+    shed: bool = Field(True, description="Refuse at once (503) a request that would wait past its deadline.")
     coalesce_in_flight: int = Field(
         2, ge=1, description="Triton requests in flight for one model and shape before others wait and coalesce."
     )
@@ -103,6 +126,17 @@ class Settings(BaseSettings):
         1e-5, gt=0, description="USD reserved in a budget for a request whose cost cannot be estimated yet."
     )
 
+    # --- idempotency keys
+    idempotency_keep_s: float = Field(
+        86_400.0, gt=0, description="Seconds that a key and its answer are kept; then the key is new again."
+    )
+    idempotency_max_body_bytes: int = Field(
+        2**20, ge=0, description="Largest answer that is kept; a repeated request gets 409 for a larger one."
+    )
+    idempotency_max_stored_bytes: int = Field(
+        2**30, ge=0, description="All kept answers together; above it new ones are not kept, as if too large."
+    )
+
     # --- ledger
     database_url: SecretStr | None = Field(
         None, description="SQLAlchemy URL; default: SQLite in data_dir. PostgreSQL: postgresql+asyncpg://host/name."
@@ -122,7 +156,12 @@ class Settings(BaseSettings):
     # --- telemetry
     log_level: str = Field("info", description="debug, info, warning, error.")
     log_json: bool = Field(True, description="Log lines as JSON.")
-    otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector (OTLP over HTTP); default: no export.")
+    otlp_endpoint: str | None = Field(
+        None, description="Base URL of an OpenTelemetry collector (OTLP over HTTP, extra `otel`); default: no export."
+    )
+    otlp_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of calls to trace of those whose client sent no trace context."
+    )
 
     @field_validator("log_level")
     @classmethod

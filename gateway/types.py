@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -44,6 +44,10 @@ class InferenceRequest:
     id: str = ""
     parameters: dict[str, ParameterValue] = field(default_factory=dict)
     priority: int = 0
+    trace: tuple[tuple[str, str], ...] = ()
+    """W3C trace context that travels to Triton as call metadata; empty: the client sent none."""
+    idempotent: bool = False
+    """Whether it may be tried on another server although the first may have executed it."""
 
     @property
     def rows(self) -> int:
@@ -148,7 +152,14 @@ class Call:
     """Monotonic clock; None means no deadline."""
     trace_parent: str | None = None
     trace_state: str | None = None
+    span: object | None = field(default=None, repr=False)
+    """The call's span while it is being traced."""
     idempotency_key: str | None = None
+    """The client's own, unchecked; None: it sent none."""
+    idempotent: bool = False
+    """Its key is reserved: it may be executed again where it is not known whether it was."""
+    reserve_key: Callable[[], Awaitable[None]] | None = None
+    """Reserves the idempotency key; awaited when the call has been admitted, so that refusals write nothing."""
     bytes_in: int = 0
     bytes_out: int = 0
     principal: Principal | None = None

@@ -21,6 +21,7 @@ from benchmarks import suite as suites
 from benchmarks import tasks as ceilings
 from benchmarks.bootstrap import Interval
 from benchmarks.configs import read_config
+from benchmarks.floor import serving as serving_floor
 from benchmarks.overhead import Comparison, Leg, compare
 from benchmarks.recording import as_dict
 from benchmarks.report import tables
@@ -85,6 +86,7 @@ def overhead(
     seed: int,
     repository: Path,
     *,
+    floor: bool,
     json_: bool,
 ) -> None:
     """``tidegate bench overhead``."""
@@ -101,10 +103,13 @@ def overhead(
                 Leg("third", where.third if "//" in where.third else f"http://{where.third}", where.key)
             )
         wanted = [name.strip() for name in protocols.split(",") if name.strip()]
+        if floor and "http" in wanted:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-bench-")))
+            legs["http"].append(Leg("floor", f"http://{stack.enter_context(serving_floor(folder / 'floor.log'))}"))
         for name in wanted:
             if len(legs.get(name, [])) < 2:
                 fail(f"{name}: both addresses are needed (--url and --triton, or --grpc-url and --triton-grpc)", code=2)
-        comparisons = run_async(_overhead(wanted, legs, numbers(concurrency), rounds, leg_s, seed))
+        comparisons = run_async(measure_legs(wanted, legs, numbers(concurrency), rounds, leg_s, seed))
     if json_:
         print_json(as_dict([comparison.to_dict() for comparison in comparisons]))
     else:
@@ -120,14 +125,22 @@ def _legs(direct: str | None, gateway: str | None, key: str | None, scheme: str)
     return [Leg("triton", full(direct)), Leg("gateway", full(gateway), key)]
 
 
-async def _overhead(
-    protocols: list[str], legs: dict[str, list[Leg]], concurrencies: list[int], rounds: int, leg_s: float, seed: int
+async def measure_legs(
+    protocols: list[str],
+    legs: dict[str, list[Leg]],
+    concurrencies: list[int],
+    rounds: int,
+    leg_s: float,
+    seed: int,
+    *,
+    title: str = "overhead",
 ) -> list[Comparison]:
+    """Compare ``legs`` of each protocol on ``identity``; ends the command if one cannot be reached."""
     workload = WORKLOADS["identity"](seed)
     results: list[Comparison] = []
     total = rounds * len(concurrencies) * sum(len(legs[protocol]) for protocol in protocols)
     with progress() as bar:
-        task = bar.add_task("overhead", total=total)
+        task = bar.add_task(title, total=total)
 
         def on_leg(text: str) -> None:
             bar.update(task, advance=1, description=text)

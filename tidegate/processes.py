@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -16,19 +17,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 class ChildProcess:
-    """A program of ours in a process group of its own, its output in a log file."""
+    """A program of ours in a process group of its own, its output in a log file, or where ours goes."""
 
-    def __init__(self, name: str, arguments: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], log_file: Path | None, environment: Mapping[str, str]
+    ) -> None:
         """Start ``python -m arguments…``; it gets SIGTERM when this process dies, however it dies."""
         self.name = name
         self.log_file = log_file
-        log_file.parent.mkdir(parents=True, exist_ok=True)
+        if log_file is not None:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
         libc = ctypes.CDLL(None)
 
         def die_with_parent() -> None:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-        with log_file.open("ab") as log:
+        with log_file.open("ab") if log_file else contextlib.nullcontext() as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own programs
                 [sys.executable, "-m", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -46,6 +50,11 @@ class ChildProcess:
         self._process.wait()
         self._ended.set()
 
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        self._ended.wait()
+        return int(self._process.returncode)
+
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
@@ -53,6 +62,8 @@ class ChildProcess:
 
     def last_line(self) -> str:
         """The last line of its log that says something."""
+        if self.log_file is None:
+            return "it wrote to the terminal"
         lines = [line for line in self.log_file.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1].strip() if lines else "it wrote nothing"
 

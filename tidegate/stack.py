@@ -15,6 +15,7 @@ from embedded.errors import EmbeddedTritonError
 from embedded.launcher import EmbeddedTriton
 from gateway.catalog import Catalog, CatalogError, verify_hash
 from gateway.settings import Settings
+from gateway.tls import TlsError, certificate_names, open_tls
 from tidegate.processes import ChildProcess, free_port, port_is_free
 
 GATEWAY_START_S = 60.0
@@ -59,12 +60,21 @@ class Stack:
         for host, port, what, option in wanted:
             if not port_is_free(host, port):
                 raise StackError(f"port {port} on {host} is in use: choose another for {what} with {option}")
+        self._check_tls()
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         free = shutil.disk_usage(settings.data_dir).free
         if free < MINIMUM_FREE_BYTES:
             raise StackError(
                 f"no disk space: {free // 2**20} MiB free in {settings.data_dir.resolve()}, 256 MiB are needed"
             )
+
+    def _check_tls(self) -> None:
+        try:
+            open_tls(self.settings)
+        except TlsError as error:
+            raise StackError(str(error)) from error
+        if self._with_dashboard and self.settings.tls_client_ca and self.settings.tls_client_auth == "required":
+            raise StackError("the dashboard has no client certificate: --no-dashboard, or --tls-client-auth optional")
 
     def start(self, demo_key_file: Path, on_model: Callable[[str, int, int], None] | None = None) -> None:
         """Start everything and return when all of it answers."""
@@ -117,23 +127,41 @@ class Stack:
         arguments = [
             "tidegate", "serve", "--host", settings.host, "--port", str(settings.port),
             "--grpc-port", str(settings.grpc_port), "--admin-port", str(settings.admin_port),
-            "--triton", self.triton.grpc_url, "--data-dir", str(settings.data_dir),
+            "--triton", f"{self.triton.grpc_url}/{self.triton.http_port}", "--data-dir", str(settings.data_dir),
             "--model-repository", str(settings.model_repository), "--ready-file", str(ready_file),
         ]  # fmt: skip
         if settings.models:
             arguments += ["--models", settings.models]
+        if settings.tls_cert and settings.tls_key:
+            arguments += ["--tls-cert", str(settings.tls_cert), "--tls-key", str(settings.tls_key)]
+        if settings.tls_client_ca:
+            arguments += ["--tls-client-ca", str(settings.tls_client_ca), "--tls-client-auth", settings.tls_client_auth]
         self._gateway = ChildProcess("gateway", arguments, settings.data_dir / "logs" / "gateway.log", {})
         _wait(ready_file.exists, self._gateway, GATEWAY_START_S)
         addresses = json.loads(ready_file.read_text())
-        self.gateway_url = f"http://{_reachable(addresses['http'])}"
+        self.gateway_url = self._url(_reachable(addresses["http"]))
         self.grpc_address = _reachable(addresses["grpc"])
-        self.metrics_url = f"http://{_reachable(addresses['admin'])}/metrics"
-        _wait(lambda: _answers(f"{self.gateway_url}/healthz/ready"), self._gateway, GATEWAY_START_S)
+        admin = f"http://{_reachable(addresses['admin'])}"  # never TLS: it needs no certificate to be asked
+        self.metrics_url = f"{admin}/metrics"
+        _wait(lambda: _answers(f"{admin}/healthz/ready"), self._gateway, GATEWAY_START_S)
+
+    def _url(self, address: str) -> str:
+        """The gateway's base URL; with TLS under a name that the certificate is for."""
+        certificate = self.settings.tls_cert
+        if certificate is None:
+            return f"http://{address}"
+        host, _, port = address.rpartition(":")
+        names = certificate_names(certificate)
+        known = [name for name in (host, "localhost", "127.0.0.1") if name in names]
+        other = [name for name in names if not name.startswith("*")]
+        return f"https://{next(iter([*known, *other]), host)}:{port}"
 
     def _start_dashboard(self, demo_key_file: Path) -> None:
         settings = self.settings
         port = settings.dashboard_port or free_port(settings.host)
         environment = {"TIDEGATE_DASHBOARD_GATEWAY_URL": self.gateway_url}
+        if settings.tls_cert is not None:
+            environment["TIDEGATE_DASHBOARD_CA_FILE"] = str(settings.tls_cert.resolve())
         if settings.host in {"127.0.0.1", "::1", "localhost"}:
             environment["TIDEGATE_DASHBOARD_KEY_FILE"] = str(demo_key_file.resolve())
         script = importlib.util.find_spec("dashboard.app")

@@ -7,19 +7,39 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gateway.access.admission import Admission, Estimate
-from gateway.access.audit import Audit
+from gateway.access.audit import Actor, Audit
 from gateway.access.authenticator import Authenticator
 from gateway.access.budgets import Budgets
 from gateway.access.keys import Keys
-from gateway.access.oidc import create_token_verifier
 from gateway.access.policy import Policies
-from gateway.access.shared import SharedLimiter
 from gateway.access.tenants import Tenants
 from gateway.access.throttle import Refusals
 from gateway.settings import Settings
 from gateway.store.database import Store
+from gateway.types import Call
+
+if TYPE_CHECKING:
+    from gateway.access.shared import SharedLimiter
+
+
+class ModelChanges:
+    """Writes who loaded and unloaded which model."""
+
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
+
+    async def check(self) -> None:
+        """Raise ``Unavailable`` when no record could be written now."""
+        await self._audit.check()
+
+    async def changed(self, call: Call, action: str, model: str, *, result: str, details: dict[str, str]) -> None:
+        """Write that ``call``'s caller did ``action`` to ``model``. Raises ``Unavailable``."""
+        name = call.principal.key_id if call.principal is not None else ""
+        actor = Actor(name, call.request_id, call.client_address)
+        await self._audit.record(actor, action, model, result=result, details=dict(details))
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,10 +72,15 @@ async def open_access(
     budgets = Budgets(store, policies, identity, floor_usd=settings.budget_floor_usd)
     shared = None
     if settings.redis_url is not None:
+        from gateway.access.shared import SharedLimiter  # noqa: PLC0415 - large to import
+
         shared = SharedLimiter(settings.redis_url.get_secret_value(), identity, timeout_s=settings.redis_timeout_s)
-    authenticator = Authenticator(
-        keys, settings, refusals=Refusals(audit), tokens=create_token_verifier(settings, keys)
-    )
+    tokens = None
+    if settings.oidc_issuer is not None:
+        from gateway.access.oidc import create_token_verifier  # noqa: PLC0415 - large to import
+
+        tokens = create_token_verifier(settings, keys)
+    authenticator = Authenticator(keys, settings, refusals=Refusals(audit), tokens=tokens)
     admission = Admission(policies, budgets, shared=shared, estimate=estimate)
     async with AsyncExitStack() as stack:
         parts: list[Policies | Budgets | Authenticator | SharedLimiter] = [policies, budgets, authenticator]

@@ -6,13 +6,16 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from gateway.access.budgets import Budgets, Reservation
 from gateway.access.limits import Gate, Level, Limits, LocalLimiter, Rate, Verdict, gate_of, headers_of
 from gateway.access.policy import Policies
-from gateway.access.shared import SharedLimiter
 from gateway.errors import RateLimited, TooLarge, Unauthenticated
 from gateway.types import Call, Principal, Units
+
+if TYPE_CHECKING:
+    from gateway.access.shared import SharedLimiter
 
 Estimate = Callable[[str, Units], tuple[int, float]]
 """Expected compute nanoseconds and USD of some units of a model."""
@@ -78,6 +81,28 @@ class Admission:
         """Longest deadline in seconds that the caller's tier allows; None: no limit of its own."""
         return self.limits_of(principal).max_timeout_s
 
+    def max_priority(self, principal: Principal) -> int | None:
+        """Highest priority that the caller's tier allows (1 is the highest, 0: none may be asked for); None: any."""
+        return self.limits_of(principal).max_priority
+
+    def check(self, call: Call) -> None:
+        """Refuse a call that :meth:`enter` would refuse whatever its units, and take nothing.
+
+        Before a picture is decoded, so that a refused request costs next to nothing. Limits that are shared over
+        Redis are not known here; :meth:`enter` asks. Raises ``RateLimited``.
+        """
+        principal = call.principal
+        if principal is None or (self._shared is not None and self._shared.available):
+            return
+        gate = self._gate(principal, call.model)
+        if not gate.policy:
+            return
+        share = 1.0 / self._shared.gateways if self._shared is not None else 1.0
+        verdict = self._local.check(gate, self._clock(), share)
+        if verdict.refused is not None:
+            call.headers.update(headers_of(gate, verdict))
+            raise self._refusal(verdict)
+
     async def enter(self, call: Call) -> Permit:
         """Admit ``call``, whose principal, model and units are set; its reply gets rate-limit headers.
 
@@ -126,12 +151,17 @@ class Admission:
             verdict = self._local.take(gate, call.units, self._clock(), share)
         call.headers.update(headers_of(gate, verdict))
         if verdict.refused is not None:
-            name = verdict.refused.name
-            self.refused[name] = self.refused.get(name, 0) + 1
-            wait = max(1.0, verdict.wait_s) * random.uniform(1.0, 1.2)  # noqa: S311 - jitter, not a secret
-            what = verdict.refused.kind if isinstance(verdict.refused, Rate) else "concurrent requests"
-            raise RateLimited(f"Over the limit of {what}.", retry_after_s=wait)
+            raise self._refusal(verdict)
         return member
+
+    def _refusal(self, verdict: Verdict) -> RateLimited:
+        refused = verdict.refused
+        if refused is None:
+            raise RuntimeError("nothing was refused")
+        self.refused[refused.name] = self.refused.get(refused.name, 0) + 1
+        wait = max(1.0, verdict.wait_s) * random.uniform(1.0, 1.2)  # noqa: S311 - jitter, not a secret
+        what = refused.kind if isinstance(refused, Rate) else "concurrent requests"
+        return RateLimited(f"Over the limit of {what}.", retry_after_s=wait)
 
     def _gate(self, principal: Principal, model: str) -> Gate:
         policy = self._policies.current

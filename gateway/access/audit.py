@@ -126,6 +126,12 @@ class Audit:
             checkpoint = await self._append(operation, actor, action, result)
         await self._seal(checkpoint)
 
+    async def check(self) -> None:
+        """Raise :class:`~gateway.errors.Unavailable` if no record could be written now."""
+        await self._anchor()
+        async with self._store.write() as connection:
+            await connection.execute(sa.select(audit_records.c.sequence).limit(1))
+
     async def records(self, *, after: int = 0, limit: int = 100, newest_first: bool = False) -> list[AuditRecord]:
         """Return up to ``limit`` records: those after sequence ``after``, or the newest ones."""
         query = sa.select(audit_records).limit(limit)

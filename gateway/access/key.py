@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from gateway.errors import Invalid
+from gateway.redaction import holds_key
 from gateway.types import SCOPES, Principal
 
 OPERATOR = "tidegate"
@@ -112,16 +113,23 @@ def check_name(field_name: str, value: str) -> None:
         )
 
 
+def check_model(field_name: str, value: str) -> None:
+    """Refuse what cannot be a model's name. Raises ``Invalid``."""
+    if not _MODEL.fullmatch(value) or holds_key(value):
+        raise Invalid(f"{field_name} must be names of models.", param=field_name)
+
+
 def validate(spec: KeySpec, now: float) -> None:
     """Refuse a specification with a field at fault. Raises ``Invalid``."""
     check_name("project", spec.project)
     check_name("tier", spec.tier)
     if len(spec.label) > _MAX_LABEL or not spec.label.isprintable():
         raise Invalid(f"label must be at most {_MAX_LABEL} printable characters.", param="label")
+    if holds_key(spec.label):
+        raise Invalid("label must not hold an API key.", param="label")
     _check_scopes(spec.scopes)
     for model in spec.models or ():
-        if not _MODEL.fullmatch(model):
-            raise Invalid("models must be names of models.", param="models")
+        check_model("models", model)
     try:
         for address in spec.addresses or ():
             ipaddress.ip_network(address)

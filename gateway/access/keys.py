@@ -26,6 +26,7 @@ from gateway.access.keyformat import PresentedKey
 from gateway.access.pepper import Pepper, PepperError, load_pepper
 from gateway.access.tenants import Tenants, organisation_of
 from gateway.errors import Conflict, Invalid, NotFound
+from gateway.redaction import holds_key
 from gateway.settings import Settings
 from gateway.store.database import Store
 from gateway.store.tables import api_keys, key_secrets, peppers, projects
@@ -63,7 +64,14 @@ class Keys:
         self._listeners: list[Callable[[str], None]] = []
 
     async def open(self) -> Keys:
-        """Check that the pepper belongs to this store. Raises ``PepperError`` if it does not."""
+        """Check that the pepper belongs to this store. Raises ``PepperError`` if it does not.
+
+        A store that is not open yet is checked when it opens, before any key is.
+        """
+        await self._store.when_open(self._check_pepper)
+        return self
+
+    async def _check_pepper(self) -> None:
         async with self._store.write() as connection:
             known = {row.version: row.proof for row in await connection.execute(sa.select(peppers))}
             for version in self._pepper.versions:
@@ -76,7 +84,6 @@ class Keys:
                     await connection.execute(
                         sa.insert(peppers).values(version=version, proof=proof, created_at=self._now())
                     )
-        return self
 
     def on_change(self, listener: Callable[[str], None]) -> None:
         """Call ``listener`` with a key's id after it was changed by this process."""
@@ -133,6 +140,8 @@ class Keys:
             raise Invalid(f"overlap must be between 0 and {_OVERLAP_MAX_S} seconds.", param="overlap_s")
         if rotation is not None and not 1 <= len(rotation) <= 255:
             raise Invalid("rotation must have 1 to 255 characters.", param="rotation")
+        if rotation is not None and holds_key(rotation):
+            raise Invalid("rotation must not hold an API key.", param="rotation")
         key = await self.get(key_id)
         if rotation is not None and await self._has_rotation(key_id, rotation):
             return IssuedKey(key, None)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.types import Units
 
 Level = Literal["key", "project", "organisation", "model"]
-Kind = Literal["requests", "tokens", "pixels", "concurrency"]
+Kind = Literal["requests", "tokens", "pixels", "rows", "concurrency"]
 
 _MINUTE = 60.0
 
@@ -35,8 +35,10 @@ class Limits(BaseModel):
     concurrency: Annotated[int, Field(ge=1, le=10**6)] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1, le=10**12)] | None = None
     pixels_per_minute: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    rows_per_minute: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    """Texts, pictures or rows of raw tensors: a batch counts as what is in it."""
     max_priority: Annotated[int, Field(ge=0, le=10)] | None = None
-    """Highest priority that a request may ask for (tiers only)."""
+    """Highest priority that a request may ask for: 1 is Triton's highest, 0 forbids asking (tiers only)."""
     max_timeout_s: Annotated[float, Field(gt=0, le=3600)] | None = None
     """Longest deadline that a request may ask for (tiers only)."""
 
@@ -62,7 +64,7 @@ class Rate:
         """What a request with ``units`` takes out of the bucket."""
         if self.kind == "requests":
             return 1.0
-        return float(units.tokens if self.kind == "tokens" else units.pixels)
+        return float({"tokens": units.tokens, "pixels": units.pixels}.get(self.kind, units.rows))
 
 
 @dataclass(slots=True, frozen=True)
@@ -107,6 +109,8 @@ def gate_of(levels: list[tuple[Level, str, Limits]]) -> Gate:
             rates.append(_rate(level, name, "tokens", limits.tokens_per_minute, limits.tokens_per_minute / _MINUTE))
         if limits.pixels_per_minute is not None:
             rates.append(_rate(level, name, "pixels", limits.pixels_per_minute, limits.pixels_per_minute / _MINUTE))
+        if limits.rows_per_minute is not None:
+            rates.append(_rate(level, name, "rows", limits.rows_per_minute, limits.rows_per_minute / _MINUTE))
         if limits.concurrency is not None:
             caps.append(Cap(f"{level}_concurrency", f"{level}:{name}:concurrency", limits.concurrency))
     items = [f'"{rate.name}";q={int(rate.capacity)};w={rate.window_s}' for rate in rates]
@@ -159,6 +163,17 @@ class LocalLimiter:
         for cap in gate.caps:
             self._in_use[cap.subject] = self._in_use.get(cap.subject, 0) + 1
         return Verdict(None, 0.0, tuple(bucket.tokens for bucket, _ in taken))
+
+    def check(self, gate: Gate, now: float, share: float = 1.0) -> Verdict:
+        """What :meth:`take` would say to a request without tokens and pixels; nothing is taken."""
+        remaining = tuple(self._peek(rate, now, share).tokens for rate in gate.rates)
+        for cap in gate.caps:
+            if self._in_use.get(cap.subject, 0) >= max(1, int(cap.limit * share)):
+                return Verdict(cap, 1.0, remaining)
+        for rate, tokens in zip(gate.rates, remaining, strict=True):
+            if rate.kind == "requests" and tokens < 1 - 1e-9:
+                return Verdict(rate, (1 - tokens) / (rate.per_second * share), remaining)
+        return Verdict(None, 0.0, remaining)
 
     def release(self, gate: Gate) -> None:
         """Give back the places in ``gate``'s concurrency counters."""

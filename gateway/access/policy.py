@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.access.audit import SYSTEM, Actor, Audit
-from gateway.access.key import check_name
+from gateway.access.key import check_model, check_name
 from gateway.access.limits import Level, Limits
 from gateway.errors import Invalid, NotFound, Unavailable
 from gateway.store.database import Store
@@ -74,8 +74,11 @@ class Policies:
         """What is set, as this gateway knows it: at most a poll behind."""
 
     async def start(self) -> None:
-        """Read what is set, and begin to watch for changes. Raises ``Unavailable``."""
-        await self.refresh()
+        """Read what is set, and begin to watch for changes. Raises ``Unavailable``.
+
+        A store that is not open yet is read when it opens: no call is admitted without limits and budgets known.
+        """
+        await self._store.when_open(self.refresh)
         self._task = asyncio.create_task(self._poll_forever(), name="policy poll")
 
     async def stop(self) -> None:
@@ -110,7 +113,9 @@ class Policies:
         """Limit a key, a project, an organisation or a model. Raises ``Invalid``, ``NotFound``."""
         if limits.max_priority is not None or limits.max_timeout_s is not None:
             raise Invalid("max_priority and max_timeout_s belong to tiers.", param="max_priority")
-        if level != "model":
+        if level == "model":
+            check_model("name", name)
+        else:
             await self._check_subject(level, name)
         await self._set(limit_rules, {"level": level, "name": name},
                         {"limits": limits.model_dump_json(exclude_none=True)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections import OrderedDict
 
@@ -78,6 +79,7 @@ class Refusals:
         self._size = size
         self._counts: OrderedDict[str, dict[str, int]] = OrderedDict()
         self._written: OrderedDict[str, float] = OrderedDict()
+        self._flushing = asyncio.Lock()
 
     def note(self, address: str, reason: str) -> None:
         """Count a refusal; ``reason`` is one of a few fixed words."""
@@ -91,6 +93,10 @@ class Refusals:
 
     async def flush(self, now: float, *, all_: bool = False) -> None:
         """Write what is due. Raises ``Unavailable``; what was not written stays counted."""
+        async with self._flushing:  # the last flush may meet one that is under way: nothing is written twice
+            await self._flush(now, all_=all_)
+
+    async def _flush(self, now: float, *, all_: bool) -> None:
         due = [
             network
             for network in self._counts

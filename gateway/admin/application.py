@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from gateway.access.access import Access
 from gateway.admin.audit import create_audit_router
@@ -18,6 +20,25 @@ from gateway.admin.tenants import create_policy_router, create_tenants_router
 from gateway.admin.usage import create_usage_router
 from gateway.errors import ClientError, GatewayError, Internal, Invalid, Malformed, MethodNotAllowed, NotFound
 from gateway.store.database import Store
+
+_TEXT = {"type": "string"}
+_PROBLEM: dict[str, Any] = {
+    "application/problem+json": {
+        "schema": {
+            "type": "object",
+            "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
+            "properties": {
+                **dict.fromkeys(("type", "title", "detail", "instance", "code", "request_id", "param"), _TEXT),
+                "status": {"type": "integer"},
+            },
+        }
+    }
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": HTTPStatus(status).phrase, "content": _PROBLEM}
+    for status in (400, 401, 403, 404, 408, 409, 413, 422, 429, 503)
+}
+"""What every route may answer besides, for the OpenAPI document."""
 
 
 def create_admin(store: Store, access: Access, *, release: str = "0") -> Guard:
@@ -40,7 +61,7 @@ def create_admin(store: Store, access: Access, *, release: str = "0") -> Guard:
     parent = APIRouter(prefix=PREFIX)
     for router in routers:
         parent.include_router(router)
-    app.include_router(parent)
+    app.include_router(parent, responses={**PROBLEMS})
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -70,9 +91,18 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     known: dict[int, ClientError] = {
         400: Malformed("The request cannot be read."),
         404: NotFound("There is no such route."),
-        405: MethodNotAllowed("The route does not have this method.", headers=dict(error.headers or {})),
+        405: MethodNotAllowed("The route does not have this method.", headers={"Allow": _allowed(request)}),
     }
     return _answer(request, known.get(error.status_code) or Malformed("The request cannot be read."))
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes with this path; Starlette names those of the first alone."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))
 
 
 async def _defect(request: Request, _error: Exception) -> JSONResponse:

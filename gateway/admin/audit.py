@@ -18,7 +18,9 @@ def create_audit_router(audit: Audit) -> APIRouter:
     @router.get("", summary="List audit records, newest first")
     async def list_records(
         principal: Caller,
-        before: Annotated[int, Query(ge=0, description="Older than this sequence number; 0: the newest.")] = 0,
+        before: Annotated[
+            int, Query(ge=0, le=2**63 - 1, description="Older than this sequence number; 0: the newest.")
+        ] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
         operator_only(principal)

@@ -129,13 +129,25 @@ def reach(principal: Principal) -> str | None:
     return None if principal.organisation == OPERATOR else principal.organisation
 
 
+def refuse(error: GatewayError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of the answer to a request that the transport could not parse."""
+    request_id = str(uuid_utils.uuid7())
+    _, head, content = _encode(error, request_id)
+    return [*head, (b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")], content
+
+
 async def _send_problem(send: Send, error: GatewayError, request_id: str) -> None:
-    status, body, headers = problem(error, request_id)
-    content = json.dumps(body).encode()
-    head = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(content)).encode())]
-    head += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    status, head, content = _encode(error, request_id)
+    head.append((b"content-length", str(len(content)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": content})
+
+
+def _encode(error: GatewayError, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    status, body, headers = problem(error, request_id)
+    head = [(b"content-type", b"application/problem+json")]
+    head += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    return status, head, json.dumps(body).encode()
 
 
 def _scopes_for(path: str) -> frozenset[str]:

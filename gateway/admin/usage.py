@@ -9,10 +9,14 @@ from fastapi.responses import JSONResponse
 
 from gateway.errors import Forbidden, Invalid
 from gateway.ledger.export import to_csv, to_json
-from gateway.ledger.parquet import to_parquet
 from gateway.store.database import Store
 from gateway.store.usage_reports import GroupBy, latest, parse_day, summary
 from gateway.types import Principal
+
+_FORMS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {media_type: {} for media_type in ("text/csv", "application/vnd.apache.parquet")}}
+}
+"""Beside JSON, for the OpenAPI document."""
 
 
 def create_usage_router(store: Store, authenticate: Callable[..., Any]) -> APIRouter:
@@ -24,7 +28,7 @@ def create_usage_router(store: Store, authenticate: Callable[..., Any]) -> APIRo
     router = APIRouter(prefix="/usage", tags=["usage"])
     caller = Annotated[Principal, Depends(authenticate)]
 
-    @router.get("", summary="Usage and cost, summed")
+    @router.get("", summary="Usage and cost, summed", responses=_FORMS)
     async def usage(
         principal: caller,
         group_by: GroupBy = "model",
@@ -39,7 +43,7 @@ def create_usage_router(store: Store, authenticate: Callable[..., Any]) -> APIRo
             rows = await summary(connection, group_by, since=first, until=last, project=project)
         return _render(rows, format, f"usage-by-{group_by}")
 
-    @router.get("/records", summary="The latest usage records")
+    @router.get("/records", summary="The latest usage records", responses=_FORMS)
     async def records(
         principal: caller,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
@@ -77,6 +81,8 @@ def _render(rows: list[dict[str, Any]], form: str, name: str) -> Response:
         return JSONResponse({"usage": to_json(rows)})
     body, media_type = (to_csv(rows).encode(), "text/csv; charset=utf-8")
     if form == "parquet":
+        from gateway.ledger.parquet import to_parquet  # noqa: PLC0415 - large to import, seldom needed
+
         body, media_type = to_parquet(rows), "application/vnd.apache.parquet"
     headers = {"Content-Disposition": f'attachment; filename="{name}.{form}"'}
     return Response(body, media_type=media_type, headers=headers)

@@ -7,9 +7,12 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from gateway.errors import ClientClosed, ClientTimeout, Malformed, TooLarge, UnsupportedMediaType
+from gateway.errors import ClientClosed, ClientTimeout, Malformed, TooLarge, Unavailable, UnsupportedMediaType
 
 Receive = Callable[[], Awaitable[Any]]
+
+_IN_THREAD_BYTES = 16 * 1024
+"""Compressed bodies from here on are inflated in a thread: one of this size may become a thousand times as large."""
 
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
@@ -22,11 +25,53 @@ def this_task() -> asyncio.Task[Any]:
     return task
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float) -> bytes:
-    """The decompressed body.
+class BodyMemory:
+    """What the large bodies of all requests may take together, so that many at once cannot take all there is.
+
+    Bodies that come in one piece, which is at most what a connection's buffer holds, are not counted.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def share(self) -> BodyShare:
+        """What one request takes of it; to be released when its body is not needed any more."""
+        return BodyShare(self)
+
+
+class BodyShare:
+    """One request's part of a :class:`BodyMemory`."""
+
+    __slots__ = ("_memory", "_taken")
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory = memory
+        self._taken = 0
+
+    def take(self, size: int) -> None:
+        """Count ``size`` bytes. Raises ``Unavailable``."""
+        memory = self._memory
+        if memory.used + size > memory.limit:
+            raise Unavailable(
+                "too many large bodies are being received", retry_after_s=1.0, headers={"Connection": "close"}
+            )
+        memory.used += size
+        self._taken += size
+
+    def release(self) -> None:
+        """Give everything back."""
+        self._memory.used -= self._taken
+        self._taken = 0
+
+
+async def read_body(
+    receive: Receive, headers: Mapping[str, str], limit: int, timeout_s: float, share: BodyShare
+) -> bytes:
+    """The decompressed body; what it takes of the common memory is counted in ``share``.
 
     Raises ``TooLarge`` (before reading, if Content-Length says so), ``ClientTimeout``,
-    ``ClientClosed``, ``UnsupportedMediaType``, ``Malformed``.
+    ``ClientClosed``, ``UnsupportedMediaType``, ``Malformed``, ``Unavailable``.
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in {"identity", ""} and encoding not in _WINDOW_BITS:
@@ -34,11 +79,18 @@ async def read_body(receive: Receive, headers: Mapping[str, str], limit: int, ti
     declared = headers.get("content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise TooLarge(f"the body is larger than {limit} bytes", headers={"Connection": "close"})
-    raw = await _read(receive, limit, timeout_s)
-    return _decompress(raw, encoding, limit) if encoding in _WINDOW_BITS else raw
+    raw = await _read(receive, limit, timeout_s, share)
+    if encoding not in _WINDOW_BITS:
+        return raw
+    if len(raw) < _IN_THREAD_BYTES:
+        body = _decompress(raw, encoding, limit)
+    else:
+        body = await asyncio.to_thread(_decompress, raw, encoding, limit)
+    share.take(len(body))
+    return body
 
 
-async def _read(receive: Receive, limit: int, timeout_s: float) -> bytes:
+async def _read(receive: Receive, limit: int, timeout_s: float, share: BodyShare) -> bytes:
     # One timer for the whole body; most bodies are there already when it is armed.
     task = this_task()
     expired = False
@@ -59,6 +111,7 @@ async def _read(receive: Receive, limit: int, timeout_s: float) -> bytes:
                 raise TooLarge(f"the body is larger than {limit} bytes", headers={"Connection": "close"})
             return body
         parts, size = [body], len(body)
+        share.take(size)
         while message.get("more_body", False):
             if size > limit:
                 raise TooLarge(f"the body is larger than {limit} bytes", headers={"Connection": "close"})
@@ -67,6 +120,7 @@ async def _read(receive: Receive, limit: int, timeout_s: float) -> bytes:
                 raise ClientClosed("the client went away")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
+            share.take(len(parts[-1]))
         if size > limit:
             raise TooLarge(f"the body is larger than {limit} bytes", headers={"Connection": "close"})
         return b"".join(parts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -15,10 +16,26 @@ Readiness = Callable[[], Awaitable[dict[str, str]]]
 """What is not ready, by part; empty when all is."""
 
 
+_LIVE: dict[str, Any] = {"type": "object", "required": ["live"], "properties": {"live": {"const": True}}}
+_READY: dict[str, Any] = {
+    "type": "object",
+    "required": ["ready", "missing"],
+    "properties": {
+        "ready": {"type": "boolean"},
+        "missing": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
+
+
 class Control:
     """``/healthz/*``, ``/docs``, ``/openapi.json``: no key is asked for."""
 
     name = "control"
+    error_schema: Mapping[str, Any] = {
+        "type": "object",
+        "required": ["error", "request_id"],
+        "properties": {"error": {"type": "string"}, "request_id": {"type": "string"}},
+    }
 
     def __init__(self, described: Sequence[Dialect], readiness: Readiness, version: str) -> None:
         self._described = described
@@ -33,17 +50,21 @@ class Control:
     def routes(self) -> list[Route]:
         """Every control route."""
         tags = ("Gateway",)
-        answer = {"type": "object"}
         return [
-            Route("GET", "/healthz/live", "live", self.live, None, "Whether the process runs", tags, None, answer),
+            Route("GET", "/healthz/live", "live", self.live, None, "Whether the process runs", tags, None, _LIVE),
             Route(
-                "GET", "/healthz/ready", "ready", self.ready, None, "Whether requests can be served", tags, None, answer
+                "GET", "/healthz/ready", "ready", self.ready, None, "Whether requests can be served", tags, None,
+                _READY, failures={503: _READY},
             ),
             Route(
-                "GET", "/openapi.json", "openapi", self.document, None, "This API as OpenAPI 3.1", tags, None, answer
+                "GET", "/openapi.json", "openapi", self.document, None, "This API as OpenAPI 3.1", tags, None,
+                {"type": "object", "required": ["openapi", "info", "paths"]},
             ),
-            Route("GET", "/docs", "docs", self.docs, None, "This API as a page", tags),
-        ]
+            Route(
+                "GET", "/docs", "docs", self.docs, None, "This API as a page", tags,
+                response_media_types=("text/html",),
+            ),
+        ]  # fmt: skip
 
     async def live(self, _request: Request, _call: Call) -> Response:
         """200 as long as the event loop answers."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -19,8 +18,9 @@ import structlog
 import uuid_utils
 
 from gateway.access.credentials import find_credential
-from gateway.dialects.body import read_body, this_task
-from gateway.dialects.headers import acceptable_request_id
+from gateway.access.idempotency import Answer
+from gateway.dialects.body import BodyMemory, read_body, this_task
+from gateway.dialects.headers import acceptable_request_id, is_acceptable
 from gateway.dialects.http import Dialect, Request, Response, Route
 from gateway.dialects.routing import Router
 from gateway.errors import ClientClosed, GatewayError, Internal, Malformed, NotAcceptable
@@ -29,8 +29,11 @@ from gateway.types import Call
 
 log = structlog.get_logger(__name__)
 
-_SINGLE = frozenset({"authorization", "x-api-key", "content-length", "content-type", "content-encoding", "host"})
-_ACCEPTABLE = re.compile(r"\*/\*|application/|text/\*|text/event-stream|image/")
+T = TypeVar("T")
+
+_SINGLE = frozenset(
+    {"authorization", "x-api-key", "content-length", "content-type", "content-encoding", "host", "idempotency-key"}
+)
 _DISCONNECT_WATCH_S = 0.05
 
 
@@ -38,6 +41,7 @@ class Plain:
     """How paths that belong to no dialect answer: ``{"error": …}``."""
 
     name = "plain"
+    error_schema: ClassVar[dict[str, Any]] = {"type": "object", "required": ["error", "code", "request_id"]}
     routes: tuple[Route, ...] = ()
 
     def encode_error(self, error: GatewayError, call: Call) -> Response:
@@ -51,13 +55,11 @@ class Plain:
 class Front:
     """ASGI callable for ``http`` scopes."""
 
-    def __init__(
-        self, pipeline: Pipeline, dialects: Iterable[Dialect], *, draining: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, dialects: Iterable[Dialect]) -> None:
         self._pipeline = pipeline
         self._router = Router(dialects)
         self._plain = Plain()
-        self._draining = draining
+        self._bodies = BodyMemory(pipeline.settings.max_buffered_bytes)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request."""
@@ -87,7 +89,24 @@ class Front:
             await self._send(scope, send, call, response)
             self._finished(call, response.status)
         else:
-            await self._stream(scope, send, dialect, call, response)
+            await self._stream(scope, receive, send, dialect, call, response)
+
+    def refuse(
+        self, raw_path: bytes, headers: list[tuple[bytes, bytes]], client_address: str, error: GatewayError
+    ) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Headers and body of the answer to a request that the transport could not parse: never a call, but counted.
+
+        ``raw_path`` and ``headers`` are what had been read until then.
+        """
+        usage_id = str(uuid_utils.uuid7())
+        call = Call(usage_id, usage_id, "plain", "unknown", client_address=client_address)
+        wanted = [value.decode("latin-1") for name, value in headers if name == b"x-request-id"]
+        call.request_id = (acceptable_request_id(wanted[0]) if len(wanted) == 1 else None) or usage_id
+        dialect = self._router.dialect_of(raw_path) or self._plain
+        call.dialect = dialect.name
+        response = self._encode_error(dialect, error, call)
+        self._finished(call, error.status)
+        return self._headers(call, response), response.body if isinstance(response.body, bytes) else b""
 
     async def _failed(self, dialect: Dialect, error: Exception, call: Call) -> Response:
         """Close ``call`` and say what went wrong; that it could not be recorded, if even that went wrong."""
@@ -98,15 +117,19 @@ class Front:
         public = error if isinstance(error, GatewayError) else Internal("internal error")
         return self._encode_error(dialect, public, call)
 
-    async def _stream(self, scope: Any, send: Any, dialect: Dialect, call: Call, response: Response) -> None:
+    async def _stream(
+        self, scope: Any, receive: Any, send: Any, dialect: Dialect, call: Call, response: Response
+    ) -> None:
         """Send a response whose parts are still being made; its call is closed when the last has gone.
 
         The first part is awaited before the status goes, so that an error before it gets its own status.
         An error after it cuts the stream off: it is never completed as if it were whole.
         """
-        parts = response.body.__aiter__()  # type: ignore[union-attr]
+        parts: AsyncIterator[bytes] = response.body  # type: ignore[assignment]
         begun = False
-        try:
+
+        async def send_parts() -> None:
+            nonlocal begun
             part = await _next(parts)
             await send(
                 {"type": "http.response.start", "status": response.status, "headers": self._headers(call, response)}
@@ -116,8 +139,15 @@ class Front:
                 call.bytes_out += len(part)
                 await send({"type": "http.response.body", "body": part, "more_body": True})
                 part = await _next(parts)
+
+        try:
+            await _unless_client_goes(send_parts(), receive)
             await self._pipeline.close(call)
             await send({"type": "http.response.body", "body": b""})
+        except ClientClosed as error:
+            await self._pipeline.close(call, error)
+            self._finished(call, error.status)
+            return
         except asyncio.CancelledError as error:
             await self._pipeline.close(call, error)
             self._finished(call, ClientClosed.status)
@@ -128,10 +158,11 @@ class Front:
             failure = await self._failed(dialect, error, call)
             if not begun:
                 await self._send(scope, send, call, failure)
+            # A response that has begun is left incomplete, which makes the server cut the connection.
             self._finished(call, failure.status)
-            if begun:
-                raise ConnectionAbortedError("the stream broke off") from error
             return
+        finally:
+            await _close(parts)
         self._finished(call, response.status)
 
     async def _answer(self, scope: Any, receive: Any, call: Call) -> Response:
@@ -140,7 +171,8 @@ class Front:
         dialect, route, params = self._router.match(scope["method"], scope["raw_path"])
         call.dialect, call.operation = dialect.name, route.operation
         accept = headers.get("accept")
-        if accept and not _ACCEPTABLE.search(accept):
+        produced = route.response_media_types
+        if accept and accept != "*/*" and produced and not is_acceptable(accept, produced):
             raise NotAcceptable("none of the media types in Accept can be produced")
         settings = self._pipeline.settings
         self._pipeline.set_timeout(call, settings.default_timeout_s)
@@ -152,12 +184,35 @@ class Front:
         if route.scope is not None:
             call.credential = find_credential(scope["headers"], query)
             await self._pipeline.authenticate(call, route.scope)
-        body = b""
-        if scope["method"] not in {"GET", "HEAD"}:
-            body = await read_body(receive, headers, settings.max_body_bytes, settings.body_timeout_s)
-        call.bytes_in = len(body)
-        request = Request(scope["method"], scope["path"], params, query, headers, body)
-        return await _unless_client_goes(route.handler(request, call), receive)
+        body, share = b"", self._bodies.share()
+        try:
+            if scope["method"] not in {"GET", "HEAD"}:
+                body = await read_body(receive, headers, settings.max_body_bytes, settings.body_timeout_s, share)
+            call.bytes_in = len(body)
+            request = Request(scope["method"], scope["path"], params, query, headers, body)
+            if call.idempotency_key is not None and route.takes_idempotency_key:
+                return await self._once(scope, receive, route, request, call)
+            return await _unless_client_goes(route.handler(request, call), receive)
+        finally:
+            share.release()
+
+    async def _once(self, scope: Any, receive: Any, route: Route, request: Request, call: Call) -> Response:
+        """The answer to a request with an idempotency key: the handler's, or the one that it gave before."""
+        if route.streams:
+            raise Malformed("Idempotency-Key: a stream cannot be answered again", param="Idempotency-Key")
+        headers = {name: value for name, value in request.headers.items() if name != "accept-encoding"}
+        request.headers = headers  # the answer is kept, and given again, uncompressed
+
+        async def work() -> Answer:
+            response = await _unless_client_goes(route.handler(request, call), receive)
+            if not isinstance(response.body, bytes):
+                raise TypeError(f"{route.operation} answers with a stream")
+            return Answer(response.status, response.body, response.headers, response.media_type)
+
+        framing = headers.get("inference-header-content-length", "")
+        kind = f"{request.method} {request.content_type} {framing}".encode()
+        answer = await self._pipeline.once(call, (kind, scope["raw_path"], scope["query_string"], request.body), work)
+        return Response(answer.status, answer.body, answer.headers, answer.media_type)
 
     def _encode_error(self, dialect: Dialect, error: GatewayError, call: Call) -> Response:
         response = dialect.encode_error(error, call)
@@ -197,8 +252,14 @@ async def _next(parts: AsyncIterator[bytes]) -> bytes | None:
         return None
 
 
-async def _unless_client_goes(handler: Any, receive: Any) -> Response:
-    """The handler's response; if the client disconnects meanwhile, the handler is cancelled.
+async def _close(parts: AsyncIterator[bytes]) -> None:
+    """End a generator of parts that was left half-way, and with it the call to Triton that feeds it."""
+    if isinstance(parts, AsyncGenerator):
+        await parts.aclose()
+
+
+async def _unless_client_goes(handler: Awaitable[T], receive: Any) -> T:
+    """What the handler returns; if the client disconnects meanwhile, the handler is cancelled.
 
     Watching costs a task, so it begins only when a request has been in flight for a while.
     """
@@ -220,8 +281,7 @@ async def _unless_client_goes(handler: Any, receive: Any) -> Response:
 
     timer = loop.call_later(_DISCONNECT_WATCH_S, begin)
     try:
-        response: Response = await handler
-        return response
+        return await handler
     except asyncio.CancelledError:
         if gone:
             raise ClientClosed("the client went away") from None

@@ -61,14 +61,39 @@ class Route:
     request_schema: dict[str, Any] | None = None
     response_schema: dict[str, Any] | None = None
     request_media_types: tuple[str, ...] = ("application/json",)
-    statuses: tuple[int, ...] = ()
-    """Error statuses besides those that every route can answer."""
+    request_required: bool = True
+    """Whether there must be a body where ``request_schema`` describes one."""
+    response_media_types: tuple[str, ...] = ("application/json",)
+    """What a success is sent as; empty: it has no body. ``response_schema`` is that of the JSON."""
+    failures: Mapping[int, dict[str, Any] | None] = field(default_factory=dict)
+    """Statuses that are answered with another body than the dialect's errors: its schema, None for no body."""
+    example: Any = None
+    """A body that works with the starter models."""
+    path_example: Mapping[str, str] = field(default_factory=dict)
+    """Path parameters that work with the starter models."""
+    inference: bool = True
+    """False: not an inference, although a POST with the scope for it."""
+
+    @property
+    def takes_idempotency_key(self) -> bool:
+        """Whether an Idempotency-Key means something here; elsewhere it is ignored."""
+        return self.method == "POST" and self.scope == "infer" and self.inference
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer comes in parts: it is not kept, and cannot be given again."""
+        return "text/event-stream" in self.response_media_types
 
 
 class Dialect(Protocol):
     """A wire protocol: its routes, and how it tells an error."""
 
     name: str
+
+    @property
+    def error_schema(self) -> Mapping[str, Any]:
+        """JSON schema of :meth:`encode_error`'s bodies."""
+        ...
 
     @property
     def routes(self) -> Sequence[Route]:

@@ -51,6 +51,7 @@ class HuggingFace:
     """The dialect."""
 
     name = "huggingface"
+    error_schema = schemas.ERROR
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -59,12 +60,14 @@ class HuggingFace:
     def routes(self) -> list[Route]:
         """Every operation under ``/hf``."""
         tags = ("Hugging Face",)
+        named = {"model": "sentiment", "task": "text-classification"}
         common: dict[str, Any] = {
+            "path_example": named,
             "tags": tags,
             "request_schema": schemas.REQUEST,
             "response_schema": schemas.ANSWER,
             "request_media_types": MEDIA_TYPES,
-            "statuses": (400, 413, 415, 422),
+            "example": {"inputs": "A fine film.", "parameters": {"top_k": 1}},
         }
         return [
             Route("POST", "/hf/models/{model}", "task", self.run, summary="Run the model's task", **common),
@@ -79,10 +82,12 @@ class HuggingFace:
             Route(
                 "GET", "/hf/models/{model}/info", "info", self.info,
                 summary="The model's tasks, limits and card", tags=tags, response_schema=schemas.INFO,
+                path_example=named,
             ),
             Route(
                 "GET", "/hf/models/{model}/health", "health", self.health,
                 summary="Whether the model can be inferred", tags=tags, response_schema=schemas.HEALTH,
+                path_example=named,
             ),
         ]  # fmt: skip
 

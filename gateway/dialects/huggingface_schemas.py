@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.dialects.json_schema import nullable
+
 _TEXT = {"type": "string", "minLength": 1}
 _PICTURE = {"type": "string", "contentEncoding": "base64", "description": "A JPEG, PNG or WebP picture, or a data: URL"}
 _QUESTION = {
@@ -21,27 +23,29 @@ _SENTENCES = {
 _PARAMETERS = {
     "type": "object",
     "description": "Options of the task; which of them apply depends on the model, others are refused.",
-    "properties": {
-        "top_k": {"type": "integer", "minimum": 1},
-        "function_to_apply": {"enum": ["sigmoid", "softmax", "none"]},
-        "aggregation_strategy": {"enum": ["none", "simple", "first", "average", "max"]},
-        "ignore_labels": {"type": "array", "items": {"type": "string"}},
-        "stride": {"type": "integer", "minimum": 0},
-        "doc_stride": {"type": "integer", "minimum": 0},
-        "max_answer_len": {"type": "integer", "minimum": 1},
-        "max_seq_len": {"type": "integer", "minimum": 1},
-        "max_question_len": {"type": "integer", "minimum": 1},
-        "handle_impossible_answer": {"type": "boolean"},
-        "align_to_words": {"type": "boolean"},
-        "src_lang": {"type": "string"},
-        "tgt_lang": {"type": "string"},
-        "truncation": {"enum": [True, False, "do_not_truncate", "longest_first", "only_first", "only_second"]},
-        "clean_up_tokenization_spaces": {"type": "boolean"},
-        "generate_parameters": {"type": "object"},
-        "candidate_labels": {"anyOf": [{"type": "array", "minItems": 1, "items": _TEXT}, _TEXT]},
-        "multi_label": {"type": "boolean"},
-        "hypothesis_template": {"type": "string"},
-    },
+    "properties": nullable(
+        {
+            "top_k": {"type": "integer", "minimum": 1},
+            "function_to_apply": {"enum": ["sigmoid", "softmax", "none"]},
+            "aggregation_strategy": {"enum": ["none", "simple", "first", "average", "max"]},
+            "ignore_labels": {"type": "array", "items": {"type": "string"}},
+            "stride": {"type": "integer", "minimum": 0},
+            "doc_stride": {"type": "integer", "minimum": 0},
+            "max_answer_len": {"type": "integer", "minimum": 1},
+            "max_seq_len": {"type": "integer", "minimum": 1},
+            "max_question_len": {"type": "integer", "minimum": 1},
+            "handle_impossible_answer": {"type": "boolean"},
+            "align_to_words": {"type": "boolean"},
+            "src_lang": {"type": "string"},
+            "tgt_lang": {"type": "string"},
+            "truncation": {"enum": [True, False, "do_not_truncate", "longest_first", "only_first", "only_second"]},
+            "clean_up_tokenization_spaces": {"type": "boolean"},
+            "generate_parameters": {"type": "object"},
+            "candidate_labels": {"anyOf": [{"type": "array", "minItems": 1, "items": _TEXT}, _TEXT]},
+            "multi_label": {"type": "boolean"},
+            "hypothesis_template": {"type": "string"},
+        }
+    ),
 }
 
 REQUEST: dict[str, Any] = {
@@ -52,13 +56,17 @@ REQUEST: dict[str, Any] = {
             "description": "What the task takes, or a list of them.",
             "anyOf": [_TEXT, _PICTURE, _QUESTION, _SENTENCES, {"type": "array", "minItems": 1}],
         },
-        "parameters": _PARAMETERS,
-        "normalize": {"type": "boolean", "default": True, "description": "feature-extraction"},
-        "truncate": {"type": "boolean", "default": True, "description": "feature-extraction"},
-        "truncation_direction": {"enum": ["left", "right"], "description": "feature-extraction"},
-        "dimensions": {"type": "integer", "minimum": 1, "description": "feature-extraction"},
-        "prompt_name": {"type": "string", "description": "feature-extraction"},
-    },
+    }
+    | nullable(
+        {
+            "parameters": _PARAMETERS,
+            "normalize": {"type": "boolean", "default": True, "description": "feature-extraction"},
+            "truncate": {"type": "boolean", "default": True, "description": "feature-extraction"},
+            "truncation_direction": {"enum": ["left", "right"], "description": "feature-extraction"},
+            "dimensions": {"type": "integer", "minimum": 1, "description": "feature-extraction"},
+            "prompt_name": {"type": "string", "description": "feature-extraction"},
+        }
+    ),
 }
 
 _LABEL = {
@@ -115,6 +123,16 @@ INFO: dict[str, Any] = {
         "max_input_length": {"type": ["integer", "null"]},
         "ready": {"type": "boolean"},
         "card": {"type": "object"},
+    },
+}
+
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error", "error_type", "request_id"],
+    "properties": {
+        "error": {"type": "string"},
+        "error_type": {"type": "string"},
+        "request_id": {"type": "string"},
     },
 }
 

@@ -27,6 +27,11 @@ from gateway.triton.tensors import (
 )
 from gateway.types import InferenceRequest, InferenceResult, ParameterValue, Tensor
 
+EXTENSIONS = (
+    "classification", "model_repository", "model_repository(unload_dependents)", "schedule_policy",
+    "model_configuration", "binary_tensor_data", "parameters", "statistics",
+)  # fmt: skip
+"""Those of Triton's extensions that both transports have, by Triton's names."""
 MAX_CLASSES = 100_000
 _RESERVED_PREFIXES = ("sequence_", "shared_memory_", "triton_")
 _RESERVED = frozenset({"headers"})
@@ -134,7 +139,7 @@ def decode_infer(
         parameters=parameters,
         priority=priority,
     )
-    forms = {output.name: _form(output, default=binary) for output in message.outputs}
+    forms = {output.name: output_form(output.name, output.parameters, default=binary) for output in message.outputs}
     return DecodedInfer(request, Encoding(OutputForm(binary), forms), timeout_us)
 
 
@@ -173,9 +178,9 @@ def clean_parameters(parameters: Mapping[str, Any]) -> tuple[dict[str, Parameter
 
 
 def _natural(parameters: Mapping[str, Any], name: str, maximum: int) -> int | None:
-    value = parameters.get(name)
-    if value is None:
+    if name not in parameters:
         return None
+    value = parameters[name]
     if type(value) is not int or not 0 <= value <= maximum:
         raise Invalid(f"the parameter {name!r} is not a whole number in range", param=name)
     return value or None
@@ -187,14 +192,21 @@ def _only(parameters: Mapping[str, Any], known: Sequence[str], what: str) -> Non
         raise Invalid(f"{what}: the parameter {unknown[0]!r} is not supported", param=unknown[0])
 
 
-def _form(output: _Output, *, default: bool) -> OutputForm:
-    _only(output.parameters, ("binary_data", "classification"), f"output {output.name!r}")
-    binary = output.parameters.get("binary_data", default)
-    classes = output.parameters.get("classification", 0)
+def output_form(
+    name: str,
+    parameters: Mapping[str, Any],
+    known: Sequence[str] = ("binary_data", "classification"),
+    *,
+    default: bool = False,
+) -> OutputForm:
+    """How the output ``name`` is to be written; ``default``: as binary data. Raises ``Invalid``."""
+    _only(parameters, known, f"output {name[:64]!r}")
+    binary = parameters.get("binary_data", default)
+    classes = parameters.get("classification", 0)
     if type(binary) is not bool:
-        raise Invalid(f"output {output.name!r}: binary_data is not true or false", param=output.name)
+        raise Invalid(f"output {name[:64]!r}: binary_data is not true or false", param=name)
     if type(classes) is not int or not 0 <= classes <= MAX_CLASSES:
-        raise Invalid(f"output {output.name!r}: classification is not a number of classes", param=output.name)
+        raise Invalid(f"output {name[:64]!r}: classification is not a number of classes", param=name)
     return OutputForm(binary, classes)
 
 
@@ -216,7 +228,7 @@ def _from_json(item: _Input) -> Tensor:
     if datatype == "BYTES":
         elements = _flatten_strings(item.data, item.name)
         return Tensor(item.name, "BYTES", shape, encode_bytes(elements))
-    return Tensor(item.name, datatype, shape, _numbers(item.data, datatype, item.name).tobytes())
+    return Tensor(item.name, datatype, shape, numbers(item.data, datatype, item.name).tobytes())
 
 
 def _flatten_strings(data: list[Any], name: str) -> list[str]:
@@ -239,7 +251,8 @@ def _flatten_strings(data: list[Any], name: str) -> list[str]:
 _KINDS = {"BOOL": "b", "FP16": "iuf", "FP32": "iuf", "FP64": "iuf"}
 
 
-def _numbers(data: list[Any], datatype: str, name: str) -> Array:
+def numbers(data: list[Any], datatype: str, name: str) -> Array:
+    """``data`` as an array of ``datatype`` that holds exactly these values, floats rounded. Raises ``Invalid``."""
     try:
         array = np.asarray(data)
     except (ValueError, OverflowError) as error:
@@ -254,7 +267,10 @@ def _numbers(data: list[Any], datatype: str, name: str) -> Array:
         if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
             raise Invalid(f"input {name!r}: a value is out of range for {datatype}", param=name)
     with np.errstate(over="ignore"):
-        return array.astype(wanted)
+        exact = array.astype(wanted)
+    if wanted.kind == "f" and not np.isfinite(exact).all():  # JSON has no infinity: it did not fit
+        raise Invalid(f"input {name!r}: a value is out of range for {datatype}", param=name)
+    return exact
 
 
 def _exact_unsigned(data: list[Any], name: str) -> Array:

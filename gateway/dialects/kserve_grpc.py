@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
 import structlog
 import uuid_utils
 from grpc_health.v1 import health_pb2
@@ -20,14 +19,24 @@ from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.access.credentials import find_credential
+from gateway.access.idempotency import Answer as KeptAnswer
 from gateway.dialects.headers import acceptable_request_id
+from gateway.dialects.kserve_codec import EXTENSIONS
 from gateway.dialects.kserve_codec import classify as classify_output
-from gateway.dialects.kserve_codec import clean_parameters
-from gateway.errors import ClientClosed, GatewayError, Internal, Invalid, Malformed, NotFound, NotImplementedHere
+from gateway.dialects.kserve_grpc_codec import DecodedRequest, decode_request
+from gateway.errors import (
+    ClientClosed,
+    Forbidden,
+    GatewayError,
+    Internal,
+    Invalid,
+    Malformed,
+    NotFound,
+    NotImplementedHere,
+)
 from gateway.pipeline import Pipeline
-from gateway.triton.messages import get_parameters, set_parameters
-from gateway.triton.tensors import ITEM_SIZE, NUMPY_TYPES, encode_bytes
-from gateway.types import Call, InferenceRequest, InferenceResult, Scope, Tensor
+from gateway.triton.messages import set_parameters
+from gateway.types import Call, InferenceResult, Scope
 
 log = structlog.get_logger(__name__)
 
@@ -52,12 +61,6 @@ STATUS_CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """Usual practice for each HTTP status of the error tree; any other is INTERNAL."""
-
-_CONTENTS = {
-    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
-    "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
-    "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
-}  # fmt: skip
 
 Answer = Callable[[Any, Call], Awaitable[Any]]
 
@@ -121,7 +124,10 @@ class KserveGrpc:
                 if scope is not None:
                     await self._authenticate(call, context, scope)
                 call.bytes_in = message.ByteSize()
-                reply = await answer(message, call)
+                if call.idempotency_key is not None and operation == "ModelInfer":
+                    reply = await self._once(message, call, answer)
+                else:
+                    reply = await answer(message, call)
                 call.bytes_out = reply.ByteSize()
                 await self._pipeline.close(call)
             except asyncio.CancelledError as error:
@@ -139,11 +145,23 @@ class KserveGrpc:
 
         return handle
 
+    async def _once(self, message: Any, call: Call, answer: Answer) -> Any:
+        """The answer to a request with an idempotency key: the handler's, or the one that it gave before."""
+
+        async def work() -> KeptAnswer:
+            return KeptAnswer(200, (await answer(message, call)).SerializeToString())
+
+        asked = (b"ModelInfer", message.SerializeToString(deterministic=True))
+        kept = await self._pipeline.once(call, asked, work)
+        call.headers.update(kept.headers)
+        return pb.ModelInferResponse.FromString(kept.body)
+
     def _call(self, operation: str, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
         metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
         usage_id = str(uuid_utils.uuid7())
         call = Call(usage_id, usage_id, self.name, operation, client_address=_address(context.peer()))
         call.request_id = acceptable_request_id(metadata.get("x-request-id")) or usage_id
+        call.idempotency_key = metadata.get("idempotency-key")
         call.trace_parent, call.trace_state = metadata.get("traceparent"), metadata.get("tracestate")
         remaining = context.time_remaining()
         settings = self._pipeline.settings
@@ -154,7 +172,12 @@ class KserveGrpc:
         metadata = context.invocation_metadata() or ()
         pairs = [(name.encode(), value.encode()) for name, value in metadata if isinstance(value, str)]
         call.credential = find_credential(pairs, {})
-        await self._pipeline.authenticate(call, scope)
+        try:
+            await self._pipeline.authenticate(call, scope)
+        except Forbidden:
+            if scope == "models:admin" and call.principal is not None:
+                raise NotFound("no such operation") from None  # as over HTTP: not even that it exists
+            raise
 
     async def _failed(self, error: Exception, call: Call) -> GatewayError:
         """Close ``call``; what the client is told."""
@@ -184,21 +207,20 @@ class KserveGrpc:
 
     async def server_ready(self, _message: Any, _call: Call) -> Any:
         """Whether any model can be inferred."""
-        return pb.ServerReadyResponse(ready=bool(self._pipeline.pool.ready_models()))
+        ready = bool(self._pipeline.pool.ready_models()) and not self._pipeline.draining
+        return pb.ServerReadyResponse(ready=ready)
 
     async def health_check(self, message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """``grpc.health.v1``: for the empty service name and for this one."""
         if message.service not in {"", SERVICE}:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         states = health_pb2.HealthCheckResponse
-        serving = bool(self._pipeline.pool.ready_models())
+        serving = bool(self._pipeline.pool.ready_models()) and not self._pipeline.draining
         return health_pb2.HealthCheckResponse(status=states.SERVING if serving else states.NOT_SERVING)
 
     async def server_metadata(self, _message: Any, _call: Call) -> Any:
         """Name, version, extensions."""
-        return pb.ServerMetadataResponse(
-            name="tidegate", version=self._version, extensions=["statistics", "model_configuration"]
-        )
+        return pb.ServerMetadataResponse(name="tidegate", version=self._version, extensions=EXTENSIONS)
 
     async def repository_index(self, message: Any, _call: Call) -> Any:
         """Models of the repository."""
@@ -208,14 +230,12 @@ class KserveGrpc:
         """Load or reload a model, without overrides."""
         if message.parameters:
             raise Invalid("loading takes no configuration and no files over this API")
-        model = self._pipeline.card(call, message.model_name).name
-        await self._pipeline.pool.ask_all("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=model))
+        await self._pipeline.change_model(call, message.model_name, "load")
         return pb.RepositoryModelLoadResponse()
 
     async def unload(self, message: Any, call: Call) -> Any:
         """Unload a model."""
-        model = self._pipeline.card(call, message.model_name).name
-        await self._pipeline.pool.ask_all("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=model))
+        await self._pipeline.change_model(call, message.model_name, "unload")
         return pb.RepositoryModelUnloadResponse()
 
     # --- one model
@@ -227,8 +247,8 @@ class KserveGrpc:
         self._pipeline.pool.signature(name, version)
 
     async def model_ready(self, message: Any, call: Call) -> Any:
-        """Whether it can be inferred now."""
-        self._pipeline.identify(call, message.name)
+        """Whether it can be inferred now; one that nobody knows cannot, as at Triton."""
+        self._pipeline.authorize(call, message.name)
         versions = self._pipeline.pool.versions(message.name)
         return pb.ModelReadyResponse(ready=message.version in versions if message.version else bool(versions))
 
@@ -255,23 +275,23 @@ class KserveGrpc:
     async def model_infer(self, message: Any, call: Call) -> Any:
         """Run one inference."""
         self._model(message.model_name, message.model_version, call)
-        request, timeout_us = decode_request(message)
+        asked = decode_request(message)
+        request = asked.request
         if self._pipeline.pool.signature(request.model, request.version).decoupled:
             raise NotImplementedHere("this model answers with a stream; use ModelStreamInfer")
-        if timeout_us:
-            self._pipeline.set_timeout(call, timeout_us / 1e6)
-        result = await self._pipeline.infer(call, request)
-        return self._reply(result, message, request)
+        if asked.timeout_us:
+            self._pipeline.set_timeout(call, asked.timeout_us / 1e6)
+        return self._reply(await self._pipeline.infer(call, request), asked)
 
-    def _reply(self, result: InferenceResult, message: Any, request: InferenceRequest) -> Any:
-        wanted = {output.name: get_parameters(output.parameters) for output in message.outputs if output.parameters}
+    def _reply(self, result: InferenceResult, asked: DecodedRequest) -> Any:
+        request = asked.request
         batched = self._pipeline.pool.signature(request.model, request.version).max_batch_size > 0
         reply = pb.ModelInferResponse(model_name=result.model, model_version=result.version, id=request.id)
         for tensor in result.outputs:
-            classes = wanted.get(tensor.name, {}).get("classification", 0)
+            classes = asked.classes.get(tensor.name, 0)
             if classes:
                 labels = self._pipeline.labels(request.model)
-                tensor = classify_output(tensor, int(classes), labels, batched=batched)  # noqa: PLW2901
+                tensor = classify_output(tensor, classes, labels, batched=batched)  # noqa: PLW2901
             reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
             reply.raw_output_contents.append(bytes(tensor.data))
         if result.parameters:
@@ -294,6 +314,8 @@ class KserveGrpc:
             code = 200
             try:
                 await self._authenticate(call, context, "infer")
+                if call.idempotency_key is not None:
+                    raise Malformed("idempotency-key: a stream cannot be answered again; use ModelInfer")
                 call.bytes_in = message.ByteSize()
                 async for reply in self._stream_one(message, call):
                     call.bytes_out += reply.ByteSize()
@@ -320,61 +342,23 @@ class KserveGrpc:
         final_wanted = message.parameters["triton_enable_empty_final_response"].bool_param
         del message.parameters["triton_enable_empty_final_response"]
         self._model(message.model_name, message.model_version, call)
-        request, timeout_us = decode_request(message)
-        if timeout_us:
-            self._pipeline.set_timeout(call, timeout_us / 1e6)
+        asked = decode_request(message)
+        request = asked.request
+        if asked.timeout_us:
+            self._pipeline.set_timeout(call, asked.timeout_us / 1e6)
         signature = self._pipeline.pool.signature(request.model, request.version)
         if not signature.decoupled:
-            reply = self._reply(await self._pipeline.infer(call, request), message, request)
+            reply = self._reply(await self._pipeline.infer(call, request), asked)
             if final_wanted:
                 reply.parameters["triton_final_response"].bool_param = True
             yield pb.ModelStreamInferResponse(infer_response=reply)
             return
         async for result in self._pipeline.stream(call, request):
-            yield pb.ModelStreamInferResponse(infer_response=self._reply(result, message, request))
+            yield pb.ModelStreamInferResponse(infer_response=self._reply(result, asked))
         if final_wanted:
             last = pb.ModelInferResponse(model_name=request.model, model_version=request.version, id=request.id)
             last.parameters["triton_final_response"].bool_param = True
             yield pb.ModelStreamInferResponse(infer_response=last)
-
-
-def decode_request(message: Any) -> tuple[InferenceRequest, int | None]:
-    """(request, timeout in µs). Raises ``Malformed`` or ``Invalid``."""
-    parameters, priority, timeout_us = clean_parameters(get_parameters(message.parameters))
-    raw = message.raw_input_contents
-    if raw and len(raw) != len(message.inputs):
-        raise Malformed(f"{len(raw)} raw contents for {len(message.inputs)} inputs")
-    tensors = []
-    for index, item in enumerate(message.inputs):
-        if item.datatype not in ITEM_SIZE and item.datatype != "BYTES":
-            raise Invalid(f"input {item.name!r} has an unknown datatype", param=item.name)
-        if item.parameters:
-            raise Invalid(f"input {item.name!r}: parameters of inputs are not supported", param=item.name)
-        data = raw[index] if raw else _typed_contents(item)
-        tensors.append(Tensor(item.name, item.datatype, tuple(item.shape), data))
-    request = InferenceRequest(
-        model=message.model_name,
-        version=message.model_version,
-        inputs=tuple(tensors),
-        outputs=tuple(output.name for output in message.outputs),
-        id=message.id,
-        parameters=parameters,
-        priority=priority,
-    )
-    return request, timeout_us
-
-
-def _typed_contents(item: Any) -> bytes:
-    field = _CONTENTS.get(item.datatype)
-    if field is None:
-        raise Invalid(f"input {item.name!r}: {item.datatype} travels as raw contents only", param=item.name)
-    values = getattr(item.contents, field)
-    if item.datatype == "BYTES":
-        return encode_bytes(values)
-    try:
-        return np.array(values, dtype=NUMPY_TYPES[item.datatype]).tobytes()
-    except OverflowError as error:
-        raise Invalid(f"input {item.name!r}: a value is out of range for {item.datatype}", param=item.name) from error
 
 
 def _trailers(call: Call) -> tuple[tuple[str, str], ...]:

@@ -7,35 +7,32 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.dialects.http import Request, Response, Route
+from gateway.dialects import kserve_schemas as schemas
+from gateway.dialects.http import Handler, Request, Response, Route
 from gateway.dialects.json import decode_json
-from gateway.dialects.kserve_codec import clean_parameters, decode_infer, encode_infer
+from gateway.dialects.kserve_codec import EXTENSIONS, clean_parameters, decode_infer, encode_infer, numbers
 from gateway.dialects.protobuf_json import to_json
-from gateway.errors import GatewayError, Invalid, NotFound, NotImplementedHere
+from gateway.errors import GatewayError, Invalid, NotFound, NotImplementedHere, UnsupportedMediaType
 from gateway.pipeline import Pipeline
 from gateway.triton.signature import Signature, TensorSignature
-from gateway.triton.tensors import NUMPY_TYPES, from_numpy, to_numpy
+from gateway.triton.tensors import encode_bytes, from_numpy, to_numpy
 from gateway.types import Call, InferenceRequest, InferenceResult, Tensor
 
 BINARY = "application/octet-stream"
-EXTENSIONS = (
-    "classification", "model_repository", "model_repository(unload_dependents)", "model_configuration",
-    "binary_tensor_data", "parameters", "statistics", "generate",
-)  # fmt: skip
-_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-_OBJECT = {"type": "object"}
+_CONTENT_TYPES = frozenset({None, "application/json", BINARY, "application/x-www-form-urlencoded"})
+"""None is tritonclient's; the last is what curl calls the JSON behind its ``-d``."""
 
 
 class KserveHttp:
     """The dialect. ``version`` is the gateway's, for server metadata."""
 
     name = "kserve_http"
+    error_schema = schemas.ERROR
 
     def __init__(self, pipeline: Pipeline, version: str) -> None:
         self._pipeline = pipeline
@@ -50,36 +47,65 @@ class KserveHttp:
         """Every operation under ``/v2``."""
         tags = ("Open Inference Protocol",)
 
-        def get(path: str, operation: str, handler: Any, summary: str, **more: Any) -> Route:
-            return Route("GET", path, operation, handler, summary=summary, tags=tags, response_schema=_OBJECT, **more)
+        named = {"model": "identity", "version": "1"}
 
-        def post(path: str, operation: str, handler: Any, summary: str, **more: Any) -> Route:
+        def get(path: str, operation: str, handler: Any, summary: str, schema: Any = None, **more: Any) -> Route:
+            media_types = () if schema is None else ("application/json",)
             return Route(
-                "POST", path, operation, handler, summary=summary, tags=tags,
-                request_schema=_OBJECT, response_schema=_OBJECT, **more,
+                "GET", path, operation, handler, summary=summary, tags=tags, response_schema=schema,
+                response_media_types=media_types, path_example=named, **more,
             )  # fmt: skip
 
+        def post(path: str, operation: str, handler: Any, summary: str, request: Any, **more: Any) -> Route:
+            return Route(
+                "POST", path, operation, _typed(handler), summary=summary, tags=tags, request_schema=request,
+                path_example=named, **more,
+            )  # fmt: skip
+
+        loaded: dict[str, Any] = {"request_required": False, "response_media_types": (), "inference": False}
         routes = [
-            get("/v2", "server_metadata", self.server_metadata, "Name, version and extensions"),
+            get("/v2", "server_metadata", self.server_metadata, "Name, version and extensions", schemas.SERVER),
             get("/v2/health/live", "server_live", self.server_live, "Whether the gateway runs", scope=None),
-            get("/v2/health/ready", "server_ready", self.server_ready, "Whether models can be inferred", scope=None),
-            get("/v2/models/stats", "statistics", self.statistics, "Statistics of all models"),
-            post("/v2/repository/index", "repository_index", self.repository_index, "Models of the repository"),
-            post("/v2/repository/models/{model}/load", "load", self.load, "Load or reload a model"),
-            post("/v2/repository/models/{model}/unload", "unload", self.unload, "Unload a model"),
-        ]
+            get(
+                "/v2/health/ready", "server_ready", self.server_ready, "Whether models can be inferred",
+                scope=None, failures={503: None},
+            ),
+            get("/v2/models/stats", "statistics", self.statistics, "Statistics of all models", schemas.STATISTICS),
+            post(
+                "/v2/repository/index", "repository_index", self.repository_index, "Models of the repository",
+                schemas.INDEX, request_required=False, response_schema=schemas.INDEX_ANSWER, inference=False,
+            ),
+            post(
+                "/v2/repository/models/{model}/load", "load", self.load, "Load or reload a model", schemas.LOAD,
+                **loaded,
+            ),
+            post(
+                "/v2/repository/models/{model}/unload", "unload", self.unload, "Unload a model", schemas.LOAD,
+                **loaded,
+            ),
+        ]  # fmt: skip
         for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
-                get(prefix, "model_metadata", self.model_metadata, "Inputs and outputs of a model"),
+                get(prefix, "model_metadata", self.model_metadata, "Inputs and outputs of a model", schemas.MODEL),
                 get(f"{prefix}/ready", "model_ready", self.model_ready, "Whether a model can be inferred"),
-                get(f"{prefix}/config", "model_config", self.model_config, "Triton's configuration of a model"),
-                get(f"{prefix}/stats", "statistics", self.statistics, "Statistics of a model"),
-                post(
-                    f"{prefix}/infer", "infer", self.infer, "Run an inference",
-                    request_media_types=("application/json", BINARY), statuses=(413, 415, 422),
+                get(
+                    f"{prefix}/config", "model_config", self.model_config, "Triton's configuration of a model",
+                    schemas.CONFIGURATION,
                 ),
-                post(f"{prefix}/generate", "generate", self.generate, "Run an inference on plain JSON"),
-                post(f"{prefix}/generate_stream", "generate_stream", self.generate_stream, "The same as events"),
+                get(f"{prefix}/stats", "statistics", self.statistics, "Statistics of a model", schemas.STATISTICS),
+                post(
+                    f"{prefix}/infer", "infer", self.infer, "Run an inference", schemas.INFER,
+                    request_media_types=("application/json", BINARY), response_schema=schemas.INFER_ANSWER,
+                    response_media_types=("application/json", BINARY), example=schemas.INFER_EXAMPLE,
+                ),
+                post(
+                    f"{prefix}/generate", "generate", self.generate, "Run an inference on plain JSON",
+                    schemas.GENERATE, response_schema=schemas.GENERATE_ANSWER, example={"INPUT": [0.5] * 64},
+                ),
+                post(
+                    f"{prefix}/generate_stream", "generate_stream", self.generate_stream, "The same as events",
+                    schemas.GENERATE, response_media_types=("text/event-stream",), example={"INPUT": [0.5] * 64},
+                ),
             ]  # fmt: skip
         return routes
 
@@ -87,7 +113,7 @@ class KserveHttp:
 
     async def server_metadata(self, _request: Request, _call: Call) -> Response:
         """``GET /v2``."""
-        return _json({"name": "tidegate", "version": self._version, "extensions": EXTENSIONS})
+        return _json({"name": "tidegate", "version": self._version, "extensions": [*EXTENSIONS, "generate"]})
 
     async def server_live(self, _request: Request, _call: Call) -> Response:
         """``GET /v2/health/live``."""
@@ -95,7 +121,7 @@ class KserveHttp:
 
     async def server_ready(self, _request: Request, _call: Call) -> Response:
         """``GET /v2/health/ready``: 200 or 503."""
-        ready = bool(self._pipeline.pool.ready_models())
+        ready = bool(self._pipeline.pool.ready_models()) and not self._pipeline.draining
         return Response(200 if ready else 503, b"", media_type=None)
 
     async def repository_index(self, request: Request, call: Call) -> Response:
@@ -105,27 +131,25 @@ class KserveHttp:
         reply = await self._pipeline.pool.ask(
             "RepositoryIndex", pb.RepositoryIndexRequest(ready=bool(wanted.get("ready", False)))
         )
-        return _json([to_json(model) for model in reply.models])
+        return _json([{name: value for name, value in to_json(model).items() if value} for model in reply.models])
 
     async def load(self, request: Request, call: Call) -> Response:
         """``POST /v2/repository/models/{model}/load``, without any override of files or configuration."""
-        model = self._administered(request, call)
-        await self._pipeline.pool.ask_all("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=model))
+        await self._change(request, call, "load")
         return Response(200, b"", media_type=None)
 
     async def unload(self, request: Request, call: Call) -> Response:
         """``POST /v2/repository/models/{model}/unload``."""
-        model = self._administered(request, call)
-        await self._pipeline.pool.ask_all("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=model))
+        await self._change(request, call, "unload")
         return Response(200, b"", media_type=None)
 
-    def _administered(self, request: Request, call: Call) -> str:
+    async def _change(self, request: Request, call: Call, action: Literal["load", "unload"]) -> None:
         self._require_admin(call)
         body = decode_json(request.body, dict[str, Any]) if request.body.strip() else {}
         parameters = body.get("parameters", {})
         if set(body) - {"parameters"} or not isinstance(parameters, dict) or set(parameters) - {"unload_dependents"}:
             raise Invalid("loading takes no configuration and no files over this API")
-        return self._pipeline.card(call, request.params["model"]).name
+        await self._pipeline.change_model(call, request.params["model"], action)
 
     def _require_admin(self, call: Call) -> None:
         if call.principal is None or "models:admin" not in call.principal.scopes:
@@ -233,16 +257,30 @@ class KserveHttp:
         identity = body.pop("id", "")
         if not isinstance(options, dict) or not isinstance(identity, str):
             raise Invalid("id must be a string and parameters an object")
-        members = body | {name: value for name, value in options.items() if name in signature.inputs}
-        others = {name: value for name, value in options.items() if name not in signature.inputs}
+        twice = body.keys() & options.keys()
+        if twice:
+            raise Invalid(f"{min(twice)!r} stands in the body and in parameters", param=min(twice))
+        members = body | options
+        others = {name: members.pop(name) for name in [*members] if name not in signature.inputs}
+        for name, value in others.items():
+            if isinstance(value, list | dict):
+                raise Invalid(f"the model has no input {name!r}", param=name)
         parameters, priority, timeout_us = clean_parameters(others)
-        unknown = [name for name in members if name not in signature.inputs]
-        if unknown:
-            raise Invalid(f"the model has no input {unknown[0]!r}", param=unknown[0])
         if timeout_us:
             self._pipeline.set_timeout(call, timeout_us / 1e6)
         tensors = tuple(_plain_tensor(signature, signature.inputs[name], value) for name, value in members.items())
         return InferenceRequest(model, tensors, version, id=identity, parameters=parameters, priority=priority)
+
+
+def _typed(handler: Handler) -> Handler:
+    """``handler``, for requests whose Content-Type is one that its body can have."""
+
+    async def checked(request: Request, call: Call) -> Response:
+        if request.content_type not in _CONTENT_TYPES and not (request.content_type or "").endswith("+json"):
+            raise UnsupportedMediaType("the Content-Type must be application/json or application/octet-stream")
+        return await handler(request, call)
+
+    return checked
 
 
 def _json(value: Any) -> Response:
@@ -263,17 +301,16 @@ def _compressed(body: bytes, accepted: str, headers: dict[str, str]) -> bytes:
 
 def _plain_tensor(signature: Signature, spec: TensorSignature, value: Any) -> Tensor:
     values = value if isinstance(value, list) else [value]
-    kinds = {"BYTES": str, "BOOL": bool}
-    wanted = kinds.get(spec.datatype, (int, float))
-    if any(not isinstance(item, wanted) or (isinstance(item, bool) and spec.datatype != "BOOL") for item in values):
-        raise Invalid(f"{spec.name!r} takes {spec.datatype} values", param=spec.name)
+    shape = (1, len(values)) if signature.max_batch_size > 0 else (len(values),)
     if spec.datatype == "BF16":
         raise Invalid(f"{spec.name!r} takes BF16, which has no JSON form", param=spec.name)
-    shape = (1, len(values)) if signature.max_batch_size > 0 else (len(values),)
-    try:
-        array = np.array(values, dtype=object if spec.datatype == "BYTES" else NUMPY_TYPES[spec.datatype])
-    except (OverflowError, ValueError) as error:
-        raise Invalid(f"{spec.name!r}: a value is out of range for {spec.datatype}", param=spec.name) from error
+    if spec.datatype == "BYTES":
+        if not all(isinstance(item, str) for item in values):
+            raise Invalid(f"{spec.name!r} takes BYTES values", param=spec.name)
+        return Tensor(spec.name, "BYTES", shape, encode_bytes(values))
+    array = numbers(values, spec.datatype, spec.name)
+    if array.ndim != 1:
+        raise Invalid(f"{spec.name!r} takes one value or a flat list", param=spec.name)
     return from_numpy(spec.name, array.reshape(shape))
 
 
@@ -303,3 +340,4 @@ async def _events(results: AsyncIterator[InferenceResult]) -> AsyncIterator[byte
         if not begun:
             raise
         yield b"data: " + msgspec.json.encode({"error": error.message}) + b"\n\n"
+        raise  # recorded as failed, and the connection is cut: never a whole answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import msgspec
 from gateway.catalog import ModelCard
 from gateway.dialects.http import Request, Response, Route
 from gateway.dialects.json import decode_json, encode
+from gateway.dialects.json_schema import nullable
 from gateway.errors import GatewayError, Invalid, NotFound, UnsupportedMediaType
 from gateway.pipeline import Pipeline
 from gateway.tasks import task_names
@@ -48,6 +50,22 @@ class OpenAI:
     """The dialect."""
 
     name = "openai"
+    error_schema: Mapping[str, Any] = {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": "string"},
+                },
+            }
+        },
+    }
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -58,11 +76,12 @@ class OpenAI:
         tags = ("OpenAI",)
         return [
             Route("GET", "/v1/models", "models", self.models, summary="Models", tags=tags, response_schema=_MODEL_LIST),
-            Route("GET", "/v1/models/{id}", "models", self.model, summary="A model", tags=tags, response_schema=_MODEL),
+            Route("GET", "/v1/models/{id}", "models", self.model, summary="A model", tags=tags, response_schema=_MODEL,
+                  path_example={"id": "embeddings"}),
             Route(
                 "POST", "/v1/embeddings", "embeddings", self.embeddings, summary="Embeddings of texts or token ids",
                 tags=tags, request_schema=EMBEDDINGS_REQUEST, response_schema=EMBEDDINGS_ANSWER,
-                statuses=(400, 415, 422),
+                example={"model": "embeddings", "input": ["one text", "another"], "encoding_format": "float"},
             ),
         ]  # fmt: skip
 
@@ -196,9 +215,13 @@ EMBEDDINGS_REQUEST: dict[str, Any] = {
                 {"type": "array", "minItems": 1, "items": _TOKEN_IDS},
             ]
         },
-        "dimensions": {"type": "integer", "minimum": 1},
-        "encoding_format": {"enum": ["float", "base64"]},
-        "user": {"type": "string"},
+        **nullable(
+            {
+                "dimensions": {"type": "integer", "minimum": 1},
+                "encoding_format": {"enum": ["float", "base64"]},
+                "user": {"type": "string"},
+            }
+        ),
     },
 }
 EMBEDDINGS_ANSWER: dict[str, Any] = {

@@ -12,26 +12,46 @@ from typing import Any
 from gateway.dialects.http import Dialect, Route
 
 _BINARY = {"type": "string", "format": "binary"}
-_COMMON = {
+_EVERY = {
     "400": "Malformed request",
     "404": "No such route or model",
-    "405": "Method not allowed",
-    "406": "Not acceptable",
-    "408": "The body did not arrive in time",
+    "406": "Nothing that Accept allows can be produced",
+    "408": "The request did not arrive in time",
+    "431": "The headers are too large",
+    "503": "Not ready or overloaded; see Retry-After",
+}
+_WITH_KEY = {
+    "401": "No valid key",
+    "403": "The key lacks the right",
+    "429": "Rate limited; see Retry-After",
+    "502": "The inference server broke off",
+    "504": "Deadline exceeded",
+}
+_WITH_BODY = {
+    "402": "Budget exceeded",
     "413": "Body too large",
     "415": "Unsupported media type or encoding",
     "422": "Well-formed but invalid",
     "501": "Not implemented for this model",
-    "502": "The inference server broke off",
-    "503": "Not ready or overloaded; see Retry-After",
-    "504": "Deadline exceeded",
 }
-_WITH_KEY = {
-    "401": "No valid key",
-    "402": "Budget exceeded",
-    "403": "The key lacks the right",
-    "429": "Rate limited; see Retry-After",
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": (
+        "The client's own name for this request. Sent again under the same name, it gets the same answer, with "
+        "Idempotent-Replayed: true, and is neither executed nor billed again."
+    ),
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]*$"},
 }
+_REQUEST_ID: dict[str, Any] = {
+    "X-Request-Id": {
+        "description": "The caller's own if it sent an acceptable one, else the gateway's.",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    }
+}
+_WAIT = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "string", "pattern": "^[1-9][0-9]*$"}}}
 
 
 def document(dialects: Iterable[Dialect], version: str) -> dict[str, Any]:
@@ -63,34 +83,70 @@ def _operation(dialect: Dialect, route: Route) -> dict[str, Any]:
         "operationId": name,
         "summary": route.summary,
         "tags": list(route.tags or (dialect.name,)),
-        "responses": _responses(route),
+        "responses": _responses(dialect, route),
     }
     names = re.findall(r"{(\w+)}", route.path)
-    if names:
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-            for name in names
-        ]
-    if route.method == "POST" and route.request_schema is not None:
+    parameters = [_path_parameter(name, route.path_example.get(name)) for name in names]
+    if _honours_key(route):
+        parameters.append(_IDEMPOTENCY_KEY)
+    if parameters:
+        operation["parameters"] = parameters
+    if route.request_schema is not None:
         operation["requestBody"] = {
-            "required": True,
-            "content": {
-                media: {"schema": route.request_schema if media == "application/json" else _BINARY}
-                for media in route.request_media_types
-            },
+            "required": route.request_required,
+            "content": {media: _request_content(route, media) for media in route.request_media_types},
         }
     operation["security"] = [] if route.scope is None else [{"bearer": []}, {"apiKey": []}]
     return operation
 
 
-def _responses(route: Route) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": "The answer"}
-    if route.response_schema is not None:
-        answer["content"] = {"application/json": {"schema": route.response_schema}}
-    texts = dict(_COMMON)
+def _honours_key(route: Route) -> bool:
+    return route.takes_idempotency_key and not route.streams
+
+
+def _path_parameter(name: str, example: str | None) -> dict[str, Any]:
+    parameter = {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    return parameter if example is None else {**parameter, "example": example}
+
+
+def _request_content(route: Route, media: str) -> dict[str, Any]:
+    if media != "application/json":
+        return {"schema": _BINARY}
+    content: dict[str, Any] = {"schema": route.request_schema}
+    return content if route.example is None else {**content, "example": route.example}
+
+
+def _responses(dialect: Dialect, route: Route) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": "The answer", "headers": _REQUEST_ID}
+    if route.response_media_types:
+        answer["content"] = {media: {"schema": _response_schema(route, media)} for media in route.response_media_types}
+    texts = dict(_EVERY)
     if route.scope is not None:
         texts |= _WITH_KEY
-    return {"200": answer} | {code: {"description": text} for code, text in sorted(texts.items())}
+    if route.request_schema is not None:
+        texts |= _WITH_BODY
+    if _honours_key(route):
+        texts["409"] = "A request with this Idempotency-Key is in progress, or its answer is lost"
+    failures = {code: _failure(dialect, route, code, text) for code, text in sorted(texts.items())}
+    return {"200": answer} | failures
+
+
+def _response_schema(route: Route, media: str) -> dict[str, Any]:
+    if media == "application/json":
+        return route.response_schema or {}
+    if media == "text/event-stream":
+        return {"description": "The data of each event is one answer, or an error, which is the last."}
+    return {"type": "string"} if media.startswith("text/") else _BINARY
+
+
+def _failure(dialect: Dialect, route: Route, code: str, text: str) -> dict[str, Any]:
+    failure: dict[str, Any] = {"description": text, "headers": _REQUEST_ID}
+    schema = route.failures.get(int(code), dialect.error_schema)
+    if schema is not None:
+        failure["content"] = {"application/json": {"schema": schema}}
+    if code == "429" or (code == "503" and int(code) not in route.failures):
+        failure["headers"] = _REQUEST_ID | _WAIT
+    return failure
 
 
 def page(specification: dict[str, Any]) -> bytes:

@@ -40,6 +40,7 @@ class Tei:
     """The dialect. ``version`` is the gateway's, for ``/info``."""
 
     name = "tei"
+    error_schema = schemas.ERROR
 
     def __init__(self, pipeline: Pipeline, version: str) -> None:
         self._pipeline = pipeline
@@ -53,7 +54,10 @@ class Tei:
         def post(path: str, answer: Answer, summary: str, request: Any, response: Any, operation: str = "") -> Route:
             return Route(
                 "POST", f"/tei/{{model}}{path}", operation or path.strip("/") or "task", partial(self._serve, answer),
-                summary=summary, tags=tags, request_schema=request, response_schema=response, statuses=(400, 415, 422),
+                summary=summary, tags=tags, request_schema=request, response_schema=response, failures={401: None},
+                inference=path not in {"/tokenize", "/decode"},
+                path_example={"model": schemas.EXAMPLE_MODELS.get(path, "embeddings")},
+                example=schemas.EXAMPLES.get(path),
             )  # fmt: skip
 
         routes = [
@@ -73,12 +77,16 @@ class Tei:
             for path in ("/embeddings", "/v1/embeddings")
         ]
         routes += [
-            Route("GET", f"/tei/{{model}}{path}", path[1:], handler, summary=summary, tags=tags, response_schema=answer)
+            Route(
+                "GET", f"/tei/{{model}}{path}", path[1:], handler, summary=summary, tags=tags, response_schema=answer,
+                response_media_types=("application/json",) if answer else (), failures={401: None},
+                path_example={"model": "embeddings"},
+            )
             for path, handler, summary, answer in (
                 ("/info", self.info, "The model and its limits", schemas.INFO),
                 ("/health", self.health, "Whether the model can be inferred", None),
             )
-        ]
+        ]  # fmt: skip
         return routes
 
     def encode_error(self, error: GatewayError, call: Call) -> Response:

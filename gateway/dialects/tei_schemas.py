@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.dialects.json_schema import nullable
 from gateway.dialects.openai import EMBEDDINGS_REQUEST
 
 _TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
@@ -20,8 +21,10 @@ def _body(required: list[str], **properties: Any) -> dict[str, Any]:
     return {
         "type": "object",
         "required": required,
-        "properties": properties
-        | {"parameters": {"type": "object", "description": "The same options, if not beside."}},
+        "properties": nullable(
+            {**properties, "parameters": {"type": "object", "description": "The same options, if not beside."}},
+            required,
+        ),
         "additionalProperties": False,
     }
 
@@ -29,13 +32,13 @@ def _body(required: list[str], **properties: Any) -> dict[str, Any]:
 _EMBED_OPTIONS: dict[str, Any] = {
     "truncate": _TRUNCATE,
     "truncation_direction": _DIRECTION,
-    "prompt_name": {"type": ["string", "null"]},
+    "prompt_name": {"type": "string"},
 }
 EMBED = _body(
     ["inputs"],
     inputs=_ENCODABLE,
     normalize={"type": "boolean", "default": True},
-    dimensions={"type": ["integer", "null"], "minimum": 1},
+    dimensions={"type": "integer", "minimum": 1},
     **_EMBED_OPTIONS,
 )
 EMBED_ALL = _body(["inputs"], inputs=_ENCODABLE, **_EMBED_OPTIONS)
@@ -74,9 +77,9 @@ SIMILARITY = _body(
 )
 TOKENIZE = _body(
     ["inputs"],
-    inputs={"anyOf": [_TEXT, _TEXTS]},
+    inputs={"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}]},
     add_special_tokens={"type": "boolean", "default": True},
-    prompt_name={"type": ["string", "null"]},
+    prompt_name={"type": "string"},
 )
 DECODE = _body(["ids"], ids={"anyOf": [_IDS, _MANY_IDS]}, skip_special_tokens={"type": "boolean", "default": True})
 OWN: dict[str, Any] = {"anyOf": [EMBED, PREDICT]}
@@ -134,3 +137,38 @@ INFO: dict[str, Any] = {
         "version": {"type": "string"},
     },
 }
+
+ERROR: dict[str, Any] = {
+    "anyOf": [
+        {
+            "type": "object",
+            "required": ["error", "error_type"],
+            "properties": {"error": {"type": "string"}, "error_type": {"type": "string"}},
+        },
+        {
+            "type": "object",
+            "description": "OpenAI's route.",
+            "required": ["message", "code", "type"],
+            "properties": {"message": {"type": "string"}, "code": {"type": "integer"}, "type": {"type": "string"}},
+        },
+    ]
+}
+
+EXAMPLE_MODELS = {"/predict": "sentiment"}
+"""Path → a starter model that serves it, where it is not ``embeddings``."""
+_INPUTS: dict[str, Any] = {"inputs": ["one text", "another"]}
+_SENTENCES = {"source_sentence": "one text", "sentences": ["another", "a third"]}
+EXAMPLES: dict[str, Any] = {
+    "": _INPUTS,
+    "/invocations": _INPUTS,
+    "/embed": _INPUTS,
+    "/embed_all": {"inputs": "one text"},
+    "/predict": {"inputs": "A fine film."},
+    "/rerank": {"query": "one text", "texts": ["another", "a third"], "return_text": True},
+    "/similarity": {"inputs": _SENTENCES},
+    "/tokenize": _INPUTS,
+    "/decode": {"ids": [101, 7592, 102]},
+    "/embeddings": {"input": "one text"},
+    "/v1/embeddings": {"input": ["one text"], "encoding_format": "base64"},
+}
+"""Path → a body that works."""

@@ -22,7 +22,6 @@ import structlog
 
 from gateway.errors import Unavailable
 from gateway.ledger import frames
-from gateway.ledger.folders import sync_folder
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +77,10 @@ class Journal:
         self._task: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "journal")
+        self._folder_descriptor = -1
+        """Open all the time: a sync needs no descriptor that others may have used up."""
+        self._named = False
+        """Whether the name of the newest segment is not durable yet."""
 
     @property
     def full(self) -> bool:
@@ -86,6 +89,7 @@ class Journal:
 
     def open(self) -> None:
         """Begin the first segment. Raises ``OSError``."""
+        self._folder_descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._begin_segment()
 
     def append(self, kind: int, payload: Any) -> None:
@@ -146,6 +150,9 @@ class Journal:
             self.broken = True  # whoever is late is refused
             for segment in {*self.segments, *self._dirty}:
                 segment.close()
+            if self._folder_descriptor >= 0:
+                os.close(self._folder_descriptor)
+                self._folder_descriptor = -1
 
     def read(self, segment: Segment, offset: int) -> bytes:
         """The frames of a segment behind ``offset``. Raises ``OSError``."""
@@ -165,6 +172,7 @@ class Journal:
 
     def _begin_segment(self) -> Segment:
         segment = Segment(self._next_path())
+        self._named = True
         self.segments.append(segment)
         return segment
 
@@ -210,10 +218,13 @@ class Journal:
         dirty, waiting = self._dirty, self._waiting
         self._unsynced, self._dirty, self._syncing, self._waiting = [], [], dirty, None
         descriptors = [segment.descriptor for segment in dirty]
+        named, self._named = self._named, False
+        if named:
+            descriptors.append(self._folder_descriptor)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, _sync_files, descriptors, self.folder)
+            await asyncio.get_running_loop().run_in_executor(self._thread, _sync, descriptors)
         except OSError as error:
-            self._syncing = []
+            self._syncing, self._named = [], self._named or named
             self.failures += 1
             log.error("journal.sync_failed", error=str(error))
             self._unsynced = batch + self._unsynced
@@ -239,7 +250,7 @@ class Journal:
         path = self._next_path()
         try:
             segment = await asyncio.get_running_loop().run_in_executor(
-                self._thread, _write_segment, path, b"".join(self._unsynced)
+                self._thread, _write_segment, path, b"".join(self._unsynced), self._folder_descriptor
             )
         except OSError as error:
             log.warning("journal.still_broken", error=str(error))
@@ -259,19 +270,18 @@ class Journal:
                 segment.close()
 
 
-def _sync_files(descriptors: Sequence[int], folder: Path) -> None:
+def _sync(descriptors: Sequence[int]) -> None:
     for descriptor in descriptors:
         os.fsync(descriptor)
-    sync_folder(folder)
 
 
-def _write_segment(path: Path, data: bytes) -> Segment:
+def _write_segment(path: Path, data: bytes, folder: int) -> Segment:
     segment = Segment(path)
     try:
         view = memoryview(data)
         while segment.size < len(data):
             segment.size += os.write(segment.descriptor, view[segment.size :])
-        _sync_files([segment.descriptor], path.parent)
+        _sync([segment.descriptor, folder])
     except OSError:
         segment.close()
         path.unlink(missing_ok=True)

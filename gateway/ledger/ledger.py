@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 
 import structlog
 import uuid_utils
@@ -16,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.errors import GatewayError, Unavailable
 from gateway.ledger import frames
+from gateway.ledger.counters import Counters
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.folders import create_folder, orphans
 from gateway.ledger.journal import Journal
@@ -23,8 +22,10 @@ from gateway.ledger.prices import PICO, Prices
 from gateway.ledger.record import End, end, reserved
 from gateway.ledger.settle import Settler
 from gateway.settings import Settings
+from gateway.store import usage_totals
 from gateway.store.database import Store
 from gateway.store.usage import Settlement, UsageRecord
+from gateway.store.usage_totals import RecordedRows
 from gateway.triton.statistics import ModelStatistics
 from gateway.types import Call, Units
 
@@ -38,26 +39,6 @@ _STATISTICS_TIMEOUT_S = 2.0
 _STOP_TIMEOUT_S = 10.0
 _SETTLEMENTS_PER_FRAME = 256
 _DATABASE_ERRORS = (Unavailable, SQLAlchemyError, OSError)
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the ledger has seen since it started; ``accepted == completed + failed + client_closed + inflight``."""
-
-    accepted: int = 0
-    completed: int = 0
-    failed: int = 0
-    client_closed: int = 0
-    refused: int = 0
-    """Calls turned away because they could not be recorded."""
-    dropped: int = 0
-    """Records lost: 0, always. A call that cannot be recorded is not answered."""
-    tokens: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Of completed calls, by model."""
-    pixels: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    cost_pico_usd: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Settled compute cost by model."""
-    billed_pico_usd: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
 class Ledger:
@@ -76,14 +57,16 @@ class Ledger:
         prices: Prices,
         statistics: Callable[[], Awaitable[Sequence[ModelStatistics]]],
         *,
+        max_batch: Callable[[str], int] = lambda _model: 1,
         interval_s: float = 1.0,
     ) -> None:
+        """``max_batch`` tells the largest batch of a model."""
         self.gateway_id = f"{_host()}-{uuid_utils.uuid7()}"
         self._settings = settings
         self._store = store
         self._statistics = statistics
         self._interval_s = interval_s
-        self._settler = Settler(prices)
+        self._settler = Settler(prices, max_batch)
         self.counters = Counters(
             cost_pico_usd=self._settler.cost_pico_usd, billed_pico_usd=self._settler.billed_pico_usd
         )
@@ -97,6 +80,8 @@ class Ledger:
         self._stopping = asyncio.Event()
         self._settled = asyncio.Event()
         self._flushing = asyncio.Lock()
+        self._written = 0
+        """Reading of Triton's counters before which everything accepted is in the database."""
         self._next_orphans = 0.0
         self._next_reap = time.monotonic() + _REAP_EVERY_S
 
@@ -165,7 +150,6 @@ class Ledger:
             raise
         self.counters.accepted += 1
         self._inflight[call.usage_id] = record
-        self._settler.balance.accept(record.model, record.rows)
 
     async def finish(self, call: Call, state: End, status: int, error: str | None = None) -> None:
         """Record how ``call`` ended, before it is answered; a call that is not in flight is left alone.
@@ -176,7 +160,6 @@ class Ledger:
         record = self._inflight.pop(call.usage_id, None)
         if record is None:
             return
-        reserved_rows = record.rows
         end(record, call, state, status, error)
         if state == "completed":
             record.compute_ns = call.estimated_compute_ns
@@ -188,9 +171,9 @@ class Ledger:
             if self._sync_each:
                 await self._journal.synced()
         except Unavailable:
-            self._withhold(record, reserved_rows, taken=taken)
+            self._withhold(record, taken=taken)
             raise
-        self._count(record, reserved_rows)
+        self._count(record)
 
     def estimate(self, model: str, units: Units, elapsed_ns: int = 0) -> tuple[int, float]:
         """Compute time in ns and bill in USD to expect for ``units``.
@@ -244,8 +227,13 @@ class Ledger:
 
     @property
     def imbalance(self) -> dict[str, int]:
-        """Rows by model that Triton counted and no call explains (positive), or the reverse; 0: the books balance."""
+        """Rows by model that Triton counted and no gateway recorded (positive), or the reverse; 0: they balance."""
         return self._settler.balance.imbalance
+
+    @property
+    def compared(self) -> dict[str, bool]:
+        """Whether the books of a model are being compared at present."""
+        return self._settler.balance.compared
 
     @property
     def available(self) -> bool:
@@ -262,14 +250,15 @@ class Ledger:
     async def flush(self) -> None:
         """Write all that the journal holds now. Raises :class:`Unavailable` while the database is away."""
         async with self._flushing:
+            reading = self._settler.balance.reading
             await self._flusher.flush(self._journal)
+            self._written = reading
 
     # --- ends
 
-    def _count(self, record: UsageRecord, reserved_rows: int) -> None:
+    def _count(self, record: UsageRecord) -> None:
         counters = self.counters
-        completed = record.state == "completed"
-        if completed:
+        if record.state == "completed":
             counters.completed += 1
             counters.tokens[record.model] += record.tokens
             counters.pixels[record.model] += record.pixels
@@ -278,9 +267,8 @@ class Ledger:
             counters.failed += 1
         else:
             counters.client_closed += 1
-        self._settler.balance.end(record.model, reserved_rows, record.rows, completed=completed)
 
-    def _withhold(self, record: UsageRecord, reserved_rows: int, *, taken: bool) -> None:
+    def _withhold(self, record: UsageRecord, *, taken: bool) -> None:
         """Keep what is to be written of a call whose end is not durable, so that it is not answered.
 
         If the journal took the end, it will make it durable when it recovers: the record says
@@ -294,11 +282,9 @@ class Ledger:
             record.compute_ns = record.cost_pico_usd = record.billed_pico_usd = 0
             record.basis, record.settled = "none", True
             self._owed.append((frames.RECORD, record))
-        completed = record.state == "completed"
-        self.counters.completed += completed
+        self.counters.completed += record.state == "completed"
         self.counters.failed += record.state == "failed"
         self.counters.client_closed += record.state == "client_closed"
-        self._settler.balance.end(record.model, reserved_rows, record.rows, completed=completed)
 
     # --- in the background
 
@@ -333,6 +319,7 @@ class Ledger:
                 await self._flusher.reap(int((time.time() - age_s) * 1e6))
                 self._next_reap = now + _REAP_EVERY_S
         except _DATABASE_ERRORS as error:
+            self._settler.balance.interrupt()
             log.warning("ledger.spooling", bytes=self.spooled_bytes, error=type(error).__name__)
             return False
         except Exception:
@@ -362,6 +349,22 @@ class Ledger:
             statistics = None
             log.warning("ledger.no_statistics", error=type(error).__name__)
         self._record_settlements(self._settler.observe(statistics, time.monotonic()))
+        if self._settler.complete:
+            await self._compare()
+
+    async def _compare(self) -> None:
+        """Compare Triton's counts, just read, with what the database has of all gateways."""
+        written = self._written
+        try:
+            recorded = await asyncio.wait_for(self._recorded(), _STATISTICS_TIMEOUT_S)
+        except (*_DATABASE_ERRORS, asyncio.TimeoutError):
+            self._settler.balance.interrupt()
+            return
+        self._settler.balance.check(recorded, written)
+
+    async def _recorded(self) -> dict[str, RecordedRows]:
+        async with self._store.read() as connection:
+            return await usage_totals.recorded(connection)
 
     def _record_settlements(self, settlements: Sequence[Settlement]) -> None:
         for start in range(0, len(settlements), _SETTLEMENTS_PER_FRAME):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.ledger.ledger import Counters
+from gateway.ledger.counters import Counters
 from gateway.ledger.record import End
 from gateway.types import Call, Units
 
@@ -62,3 +62,8 @@ class NullLedger:
         """Whether every call accepted is accounted for."""
         counters = self.counters
         return counters.accepted == counters.completed + counters.failed + counters.client_closed + self.inflight
+
+    @property
+    def compared(self) -> dict[str, bool]:
+        """No books, nothing to compare."""
+        return {}

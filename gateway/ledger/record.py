@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Literal
 
+from gateway.redaction import redact
 from gateway.store.usage import UsageRecord
 from gateway.types import Call
 
@@ -51,7 +52,8 @@ def end(record: UsageRecord, call: Call, state: End, status: int, error: str | N
 
 
 def _clean(value: str, length: int) -> str:
-    """What every database takes: no NUL, no lone surrogate, no longer than its column."""
+    """What every database takes: no NUL, no lone surrogate, no longer than its column; and no API key."""
+    value = redact(value)
     if value.isascii() and value.isprintable():
         return value[:length]
     return value.encode("utf-8", "replace").decode().replace("\0", "?")[:length]

@@ -11,7 +11,7 @@ begin again at 0.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -86,8 +86,11 @@ class _Model:
 class Settler:
     """Settles the cost of completed records, each once, and estimates that of calls to come."""
 
-    def __init__(self, prices: Prices) -> None:
-        self.balance = Balance()
+    def __init__(self, prices: Prices, max_batch: Callable[[str], int] = lambda _model: 1) -> None:
+        """``max_batch`` tells the largest batch of a model."""
+        self.balance = Balance(max_batch)
+        self.complete = False
+        """Whether the last reading had the counters of every server known."""
         self.unclaimed: dict[str, int] = {}
         """Rows by model that Triton inferred for somebody else, or for calls that did not complete."""
         self.cost_pico_usd: dict[str, int] = defaultdict(int)
@@ -127,12 +130,13 @@ class Settler:
     def observe(self, statistics: Iterable[ModelStatistics] | None, now: float) -> list[Settlement]:
         """Take a reading of Triton's counters; returns what it settles.
 
-        ``now`` is monotonic, in seconds. None stands for a reading that failed: nothing is compared,
+        ``now`` is monotonic, in seconds. None stands for a reading that failed: nothing is counted,
         and who has waited long enough is settled by estimate.
         """
         self._reading += 1
-        if statistics is not None and self._grow(statistics, now):
-            self.balance.check()
+        self.complete = statistics is not None and self._grow(statistics, now)
+        if self.complete:
+            self.balance.close()
         settlements: list[Settlement] = []
         for name, model in self._models.items():
             settlements += self._settle(model, now)
@@ -151,10 +155,11 @@ class Settler:
 
     def _grow(self, statistics: Iterable[ModelStatistics], now: float) -> bool:
         """Add what the counters grew by; returns whether all servers known were read."""
-        seen = set()
+        seen, read = set(), set()
         for entry in statistics:
             seen.add(entry.server)
             key = (entry.server, entry.model, entry.version)
+            read.add(key)
             before, self._totals[key] = self._totals.get(key), entry
             model = self._models.setdefault(entry.model, _Model())
             if before is None and entry.server not in self._servers:
@@ -169,7 +174,10 @@ class Settler:
             if restarted:
                 self.balance.restart(entry.model)
             else:
-                self.balance.count(entry.model, growth.rows)
+                self.balance.count(entry.model, growth.rows - growth.cache_hits, growth.cache_hits)
+        for key in [key for key in self._totals if key[0] in seen and key not in read]:
+            self.balance.restart(key[1])  # unloaded: what it did since the last reading is lost
+            del self._totals[key]
         for server in seen:
             self._servers[server] = self._reading
         self._forget_servers()

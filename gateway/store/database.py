@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.util.exc import CommandError
+import structlog
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
@@ -27,8 +27,21 @@ from gateway.store.files import private_directory, touch_private
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
+log = structlog.get_logger(__name__)
+
 _MIGRATION_LOCK = 0x7469_6465_6761_7465  # "tidegate", PostgreSQL's advisory lock of the schema
 _UNREACHABLE = (OperationalError, InterfaceError, PoolTimeout, OSError, asyncio.TimeoutError)
+_NEVER = ("28", "3D")
+"""SQLSTATE classes that waiting does not mend: no such user, wrong password, no such database."""
+_AWAY = ("08", "25006", "40", "53", "55P03", "57", "58")
+"""SQLSTATEs of a server that cannot take it now: gone, read-only, deadlocked, full, shutting down, its disk ill."""
+_RETRY_S = 1.0
+_preparing: ContextVar[bool] = ContextVar("_preparing", default=False)
+"""Set in the task that opens a store: it alone gets through before the store is open."""
+
+
+class _SchemaError(Exception):
+    """The schema cannot be brought to a revision."""
 
 
 class StoreError(Exception):
@@ -41,13 +54,19 @@ class Store:
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self.kind: Literal["sqlite", "postgresql"] = "sqlite" if engine.dialect.name == "sqlite" else "postgresql"
+        self.problem: str | None = None
+        """Why the store is not open, for the operator; None: it is."""
+        self._waits = False
+        self._prepare: list[Callable[[], Awaitable[object]]] = []
+        self._opening: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, settings: Settings, *, migrate: bool = True) -> Store:
+    async def open(cls, settings: Settings, *, migrate: bool = True, wait: bool = False) -> Store:
         """Connect and bring the schema up to date; several gateways may do so at once.
 
         Raises :class:`StoreError` when the database cannot be reached or its schema is newer than
-        this program.
+        this program. With ``wait``, a server that does not answer is no error: the store opens when it
+        does, and until then everything raises ``Unavailable``.
         """
         url = database_url(settings)
         try:
@@ -60,15 +79,63 @@ class Store:
             if migrate:
                 await store.migrate()
             await store._select_one()
-        except (CommandError, DBAPIError, Unavailable, *_UNREACHABLE) as error:
-            await store.close()
+        except (_SchemaError, DBAPIError, Unavailable, *_UNREACHABLE) as error:
             cause = error.__cause__ if isinstance(error, Unavailable) else error
-            raise StoreError(f"the store at {url.render_as_string(hide_password=True)}: {_brief(cause)}") from error
+            if not (wait and store.kind == "postgresql" and _may_pass(cause)):
+                await store.close()
+                raise StoreError(f"the store at {url.render_as_string(hide_password=True)}: {_brief(cause)}") from error
+            store._open_later()
+        store._waits = wait
         return store
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._opening is not None:
+            self._opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._opening
         await self.engine.dispose()
+
+    async def when_open(self, prepare: Callable[[], Awaitable[object]]) -> None:
+        """Run ``prepare`` before anybody else reads or writes: now, or when a store that waits opens.
+
+        Raises what ``prepare`` raises, unless the store waits for a server that does not answer.
+        """
+        if self._waits:
+            self._prepare.append(prepare)
+        if self.problem is not None:
+            return
+        try:
+            await prepare()
+        except Unavailable:
+            if not self._waits:
+                raise
+            self._open_later()
+
+    def _open_later(self) -> None:
+        self.problem = "the database does not answer"
+        log.warning("store.waiting", reason=self.problem)
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open_forever(), name="store opens")
+
+    async def _open_forever(self) -> None:
+        _preparing.set(True)
+        while True:
+            await asyncio.sleep(_RETRY_S)
+            try:
+                await self.migrate()
+                for prepare in self._prepare:
+                    await prepare()
+            except (Unavailable, *_UNREACHABLE):
+                continue
+            except Exception as error:  # noqa: BLE001 - a newer schema, a foreign pepper: the gateway stays closed
+                if self.problem != _brief(error):
+                    self.problem = _brief(error)
+                    log.error("store.not_opened", reason=self.problem)
+                continue
+            self.problem = None
+            log.info("store.open")
+            return
 
     async def ping(self, timeout_s: float = 2.0) -> bool:
         """Whether the database answers within ``timeout_s`` seconds."""
@@ -85,10 +152,13 @@ class Store:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection to read from. An unreachable database raises ``Unavailable``."""
+        self._check_open()
         try:
             async with self.engine.connect() as connection:
                 yield connection
-        except _UNREACHABLE as error:
+        except (DBAPIError, *_UNREACHABLE) as error:
+            if not _is_away(error):
+                raise
             raise _unavailable() from error
 
     @asynccontextmanager
@@ -99,13 +169,20 @@ class Store:
         unreachable, full or read-only database raises ``Unavailable``; constraints raise
         SQLAlchemy's ``IntegrityError``.
         """
+        self._check_open()
         try:
             async with self.engine.connect() as connection:
                 await connection.execution_options(tidegate_write=True)
                 async with connection.begin():
                     yield connection
-        except _UNREACHABLE as error:
+        except (DBAPIError, *_UNREACHABLE) as error:
+            if not _is_away(error):
+                raise
             raise _unavailable() from error
+
+    def _check_open(self) -> None:
+        if self.problem is not None and not _preparing.get():
+            raise _unavailable()
 
     async def lock(self, connection: AsyncConnection, number: int) -> None:
         """Let one transaction at a time, over all gateways, past this line until it ends.
@@ -150,14 +227,6 @@ def database_url(settings: Settings) -> URL:
     return url.set(drivername=drivers[backend])
 
 
-def alembic_config() -> Config:
-    """Alembic's configuration for the migrations inside this package."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.set_main_option("path_separator", "os")
-    return config
-
-
 def _engine(url: URL) -> AsyncEngine:
     if url.get_backend_name() == "postgresql":
         return create_async_engine(
@@ -169,7 +238,7 @@ def _engine(url: URL) -> AsyncEngine:
             hide_parameters=True,  # statements in error texts carry no values
             connect_args={"timeout": 5, "server_settings": {"application_name": "tidegate", "jit": "off"}},
         )
-    engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": 10})
+    engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": 10, "cached_statements": 32})
     logging.getLogger("aiosqlite").setLevel(logging.WARNING)  # at DEBUG it writes the values of statements
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -204,26 +273,66 @@ def _lock_file(path: str) -> int:
 
 
 def _migrate(connection: sa.Connection, revision: str) -> None:
-    config = alembic_config()
+    if revision == "head" and _current(connection) == _newest():
+        return
+    # Imported here: memory that a gateway whose schema is current never needs.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.util.exc import CommandError  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    if revision == "head" or not _is_behind(connection, revision):
-        command.upgrade(config, revision)
-    else:
-        command.downgrade(config, revision)
+    try:
+        if revision == "head" or not _is_behind(connection, revision):
+            command.upgrade(config, revision)
+        else:
+            command.downgrade(config, revision)
+    except CommandError as error:
+        raise _SchemaError(str(error)) from error
+
+
+def _newest() -> str:
+    """The newest revision of this program: files and revisions are numbered 0001, 0002, …"""
+    return max(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*_*.py"))
+
+
+def _current(connection: sa.Connection) -> str | None:
+    """The database's revision."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    return found
 
 
 def _is_behind(connection: sa.Connection, revision: str) -> bool:
     """Whether ``revision`` is older than what the database has."""
     if revision == "base":
         return True
-    if not sa.inspect(connection).has_table("alembic_version"):
-        return False
-    current = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    current = _current(connection)
     return current is not None and revision < current  # revisions are numbered: 0001, 0002, …
 
 
 def _unavailable() -> Unavailable:
     return Unavailable("The store is not available; nothing was changed.", retry_after_s=2.0)
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Whether the database cannot be used now, whatever is asked of it.
+
+    asyncpg's errors of the server reach SQLAlchemy as plain ``DBAPIError``: their SQLSTATE tells.
+    """
+    return isinstance(error, _UNREACHABLE) or _sqlstate(error).startswith(_AWAY)
+
+
+def _sqlstate(error: BaseException | None) -> str:
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or getattr(error, "sqlstate", None) or "")
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether an error at the start may be gone in a while: a server that is away, or still starting."""
+    return _is_away(error) and not _sqlstate(error).startswith(_NEVER)
 
 
 def _brief(error: BaseException | None) -> str:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -259,4 +260,57 @@ usage_daily = Table(
     Column("billed_pico_usd", BigInteger, nullable=False),
     Index("ix_usage_daily_key_id_day", "key_id", "day"),
     Index("ix_usage_daily_project_day", "project", "day"),
+)
+
+usage_daily_models = Table(
+    "usage_daily_models",
+    metadata,
+    # The same over all projects and keys: what an operator asks for, whatever the number of keys.
+    Column("day", String(10), primary_key=True),
+    Column("model", String(128), primary_key=True),
+    Column("state", String(16), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("pixels", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes_in", BigInteger, nullable=False),
+    Column("bytes_out", BigInteger, nullable=False),
+    Column("total_ns", BigInteger, nullable=False),
+    Column("queue_ns", BigInteger, nullable=False),
+    Column("compute_ns", BigInteger, nullable=False),
+    Column("cache_hits", BigInteger, nullable=False),
+    Column("cost_pico_usd", BigInteger, nullable=False),
+    Column("billed_pico_usd", BigInteger, nullable=False),
+)
+
+usage_totals = Table(
+    "usage_totals",
+    metadata,
+    # Derived like usage_daily, over all days and keys, reserved records included: compared with Triton's counts.
+    Column("model", String(128), primary_key=True),
+    Column("state", String(16), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+)
+
+# --- what was answered under a client's own key
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("project", String(64), primary_key=True),
+    Column("test", Boolean, primary_key=True),  # calls with test keys are not billed: theirs are apart
+    Column("name", String(255), primary_key=True),  # the header's value
+    Column("usage_id", String(36), nullable=False),  # the call that has the key
+    Column("digest", String(64), nullable=False),  # SHA-256 of the request, hexadecimal
+    Column("created_at", BigInteger, nullable=False),
+    Column("lease_until", BigInteger, nullable=False),  # then the call cannot be running any more
+    Column("expires_at", BigInteger, nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("status", Integer, nullable=False),  # HTTP's; 0 while reserved
+    Column("media_type", String(255)),
+    Column("headers", Text),  # JSON object
+    Column("body", LargeBinary),  # NULL: reserved, or not kept
+    Column("body_bytes", BigInteger, nullable=False),
+    Index("ix_idempotency_keys_expires_at", "expires_at", "body_bytes"),
 )

@@ -2,8 +2,8 @@
 
 A record moves along ``reserved`` → ``unknown`` → ``completed | failed | client_closed`` and never
 back, whatever order or how often its versions arrive; the cost of a completed record is settled once.
-``usage_daily`` is derived in the same transaction from what really changed, so that a repeated or
-racing write adds nothing to it.
+``usage_daily`` and ``usage_totals`` are derived in the same transaction from what really changed, so that a
+repeated or racing write adds nothing to them.
 
 A batch travels in one statement, not row by row: one round trip, and on SQLite one step, during which
 the event loop's thread has the interpreter to itself.
@@ -11,20 +11,18 @@ the event loop's thread has the interpreter to itself.
 
 from __future__ import annotations
 
-import datetime as dt
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from itertools import chain
-from operator import attrgetter
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import CursorResult, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.types import BigInteger, Boolean, Integer
 
-from gateway.store.tables import usage_daily, usage_records
+from gateway.store import usage_totals
+from gateway.store.json_rows import names, quote, source
+from gateway.store.tables import usage_records
+from gateway.store.usage_daily import DailySums
 
 State = Literal["reserved", "unknown", "completed", "failed", "client_closed"]
 Basis = Literal["none", "estimate", "measured"]
@@ -116,17 +114,12 @@ class Written(msgspec.Struct):
 
 
 FIELDS = UsageRecord.__struct_fields__
-DAILY_KEY = ("day", "project", "key_id", "model", "state")
-DAILY_SUMS = (
-    "tokens", "pixels", "rows", "bytes_in", "bytes_out", "total_ns", "queue_ns", "compute_ns", "cache_hits",
-    "cost_pico_usd", "billed_pico_usd",
-)  # fmt: skip
-_DAILY_FIELDS = (*DAILY_KEY, "organisation", "requests", *DAILY_SUMS)
 
 _INSERT_ROWS = 1000
-"""In one statement: SQLite takes 32,766 values."""
+"""In one statement."""
+_SQLITE_ROWS = 128
+"""The same on SQLite, which takes 32,766 values."""
 
-_daily_values = attrgetter(*DAILY_SUMS)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -152,7 +145,7 @@ async def write(
     records = sorted(records, key=lambda record: record.usage_id)  # one order: two writers never deadlock
     sqlite = connection.dialect.name == "sqlite"
     result = Written()
-    sums = _DailySums()
+    sums, totals = DailySums(), usage_totals.Changes()
     late: Sequence[UsageRecord] = ()
     if records:
         inserted = await _insert(connection, records, sqlite, fresh)
@@ -161,6 +154,7 @@ async def write(
             if record.usage_id in inserted:
                 result.ended += record.state != "reserved"
                 sums.add(record)
+                totals.add(record.model, record.state, record.rows)
         late = [record for record in records if record.usage_id not in inserted]
     if late or settlements:
         changed = await _merge(connection, late, settlements, sqlite)
@@ -169,11 +163,13 @@ async def write(
             result.ended += before.state == "reserved" != after.state
             sums.take(before)
             sums.add(after)
+            totals.add(before.model, before.state, before.rows, -1)
+            totals.add(after.model, after.state, after.rows)
         if changed:
             after_rows = _encode([after for _, after in changed]).decode()
             await connection.execute(_update_statement(sqlite), {"rows": after_rows})
-    if rows := sums.rows():
-        await connection.execute(_daily_statement(sqlite), {"rows": _encode(rows).decode()})
+    await sums.write(connection)
+    await totals.write(connection)  # last: its few rows are everybody's, and are locked until the commit
     return result
 
 
@@ -201,51 +197,18 @@ async def abandoned(connection: AsyncConnection, before: int, limit: int) -> lis
     return _decode(await connection.execute(query))
 
 
-async def rebuild_daily(connection: AsyncConnection) -> list[dict[str, Any]]:
-    """Make ``usage_daily`` anew from the records, inside ``Store.write()``; other writers wait.
-
-    Returns the rows that were wrong: their key, ``before`` and ``after`` (None: no such row).
-    """
-    if connection.dialect.name == "postgresql":
-        await connection.execute(text("LOCK TABLE usage_daily IN EXCLUSIVE MODE"))
-        day = "to_char(to_timestamp(received_at / 1000000) AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
-        number = "CAST(sum({0}) AS bigint)"
-    else:
-        day = "strftime('%Y-%m-%d', received_at / 1000000, 'unixepoch')"
-        number = "sum({0})"
-    before = await _daily_rows(connection)
-    await connection.execute(text("DELETE FROM usage_daily"))
-    sums = ", ".join(number.format(_quote(name)) for name in DAILY_SUMS)
-    await connection.execute(
-        text(
-            f"INSERT INTO usage_daily ({_names(_DAILY_FIELDS)}) "  # noqa: S608
-            f"SELECT {day} AS day, project, key_id, model, state, min(organisation), count(*), {sums} "
-            "FROM usage_records WHERE state <> 'reserved' GROUP BY 1, project, key_id, model, state"
-        )
-    )
-    after = await _daily_rows(connection)
-    return [
-        {**dict(zip(DAILY_KEY, key, strict=True)), "before": before.get(key), "after": after.get(key)}
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-
-
-def day_of(received_at: int) -> str:
-    """The day (UTC, ``2026-11-23``) of an instant in microseconds since the epoch."""
-    return _day(received_at // 86_400_000_000)
-
-
-@lru_cache(maxsize=64)
-def _day(number: int) -> str:
-    return (dt.date(1970, 1, 1) + dt.timedelta(days=number)).isoformat()
-
-
 async def _insert(connection: AsyncConnection, records: Sequence[UsageRecord], sqlite: bool, fresh: bool) -> set[str]:
     """Insert those that are not there; returns their ids."""
     inserted: set[str] = set()
-    for start in range(0, len(records), _INSERT_ROWS):
-        part = records[start : start + _INSERT_ROWS]
+    start = 0
+    while start < len(records):
+        size = min(_INSERT_ROWS, len(records) - start)
+        if sqlite:
+            # Powers of two: every number of rows is a statement of its own, which the driver keeps prepared
+            # (many of them, on each connection).
+            size = min(_SQLITE_ROWS, 1 << (size.bit_length() - 1))
+        part = records[start : start + size]
+        start += size
         outcome = await _insert_part(connection, part, sqlite, returning=not fresh)
         if not fresh:
             inserted.update(outcome.scalars())
@@ -260,14 +223,15 @@ async def _insert_part(
     connection: AsyncConnection, records: Sequence[UsageRecord], sqlite: bool, *, returning: bool
 ) -> CursorResult[Any]:
     ending = f"ON CONFLICT (usage_id) DO NOTHING{' RETURNING usage_id' if returning else ''}"
-    target = f"INSERT INTO usage_records ({_names(FIELDS)})"
+    target = f"INSERT INTO usage_records ({names(FIELDS)})"
     if sqlite:  # where unfolding JSON would take more than twice as long
         marks = f"({', '.join('?' * len(FIELDS))})"
         values = tuple(chain.from_iterable(map(msgspec.structs.astuple, records)))
         statement = f"{target} VALUES {', '.join([marks] * len(records))} {ending}"
         return await connection.exec_driver_sql(statement, values)
-    query = text(f"{target} {_source(FIELDS, usage_records.c, sqlite)} {ending}")
-    return cast("CursorResult[Any]", await connection.execute(query, {"rows": _encode(records).decode()}))
+    query = text(f"{target} {source(FIELDS, usage_records.c, sqlite)} {ending}")
+    result: Any = await connection.execute(query, {"rows": _encode(records).decode()})
+    return result  # type: ignore[no-any-return]  # the statement is one that inserts
 
 
 async def _merge(
@@ -294,95 +258,20 @@ async def _merge(
     return changed
 
 
-class _DailySums:
-    """What a transaction adds to ``usage_daily``; reserved records are not in it."""
-
-    def __init__(self) -> None:
-        self._added: dict[tuple[str, ...], list[tuple[int, ...]]] = defaultdict(list)
-        self._taken: dict[tuple[str, ...], list[tuple[int, ...]]] = defaultdict(list)
-
-    def add(self, record: UsageRecord) -> None:
-        """Count a record in."""
-        if record.state != "reserved":
-            self._added[_daily_key(record)].append(_daily_values(record))
-
-    def take(self, record: UsageRecord) -> None:
-        """Count a record out, as it was."""
-        if record.state != "reserved":
-            self._taken[_daily_key(record)].append(_daily_values(record))
-
-    def rows(self) -> list[tuple[Any, ...]]:
-        """What to add, in the order of ``_DAILY_FIELDS``, by key, so that two writers never deadlock."""
-        rows = []
-        for key in sorted(self._added.keys() | self._taken.keys()):
-            added, taken = self._added.get(key, []), self._taken.get(key, [])
-            plus, minus = _columns(added), _columns(taken)
-            sums = (len(added) - len(taken), *map(int.__sub__, plus, minus))
-            if any(sums):
-                rows.append((*key, *sums))
-        return rows
-
-
-def _daily_key(record: UsageRecord) -> tuple[str, ...]:
-    day = day_of(record.received_at)
-    return (day, record.project, record.key_id, record.model, record.state, record.organisation)
-
-
-def _columns(rows: list[tuple[int, ...]]) -> list[int]:
-    return [sum(column) for column in zip(*rows, strict=True)] or [0] * len(DAILY_SUMS)
-
-
 def _decode(rows: Any) -> list[UsageRecord]:
     return [UsageRecord(*row) for row in rows]
-
-
-async def _daily_rows(connection: AsyncConnection) -> dict[tuple[Any, ...], dict[str, int]]:
-    rows = (await connection.execute(usage_daily.select())).mappings()
-    names = ("requests", *DAILY_SUMS)
-    found = {tuple(row[name] for name in DAILY_KEY): {name: row[name] for name in names} for row in rows}
-    return {key: sums for key, sums in found.items() if any(sums.values())}  # a state left behind sums to nothing
-
-
-def _quote(name: str) -> str:
-    return f'"{name}"'
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(_quote(name) for name in names)
-
-
-def _source(names: Sequence[str], columns: Any, sqlite: bool) -> str:
-    """SELECT that unfolds ``:rows``, a JSON array of arrays in the order of ``names``."""
-    if sqlite:
-        cells = (f"json_extract(value, '$[{index}]') AS {_quote(name)}" for index, name in enumerate(names))
-        return f"SELECT {', '.join(cells)} FROM json_each(:rows) WHERE true"  # noqa: S608
-    types = {BigInteger: "bigint", Integer: "integer", Boolean: "boolean"}
-    cells = (
-        f"CAST(value ->> {index} AS {types.get(type(columns[name].type), 'text')}) AS {_quote(name)}"
-        for index, name in enumerate(names)
-    )
-    return f"SELECT {', '.join(cells)} FROM jsonb_array_elements(CAST(:rows AS jsonb))"  # noqa: S608
 
 
 def _select_statement(sqlite: bool) -> TextClause:
     ids = "SELECT value FROM json_each(:ids)" if sqlite else "SELECT jsonb_array_elements_text(CAST(:ids AS jsonb))"
     lock = "" if sqlite else " FOR UPDATE"
-    query = f"SELECT {_names(FIELDS)} FROM usage_records WHERE usage_id IN ({ids}) ORDER BY usage_id{lock}"  # noqa: S608
+    query = f"SELECT {names(FIELDS)} FROM usage_records WHERE usage_id IN ({ids}) ORDER BY usage_id{lock}"  # noqa: S608
     return text(query)
 
 
 def _update_statement(sqlite: bool) -> TextClause:
-    assignments = ", ".join(f"{_quote(name)} = new.{_quote(name)}" for name in FIELDS[1:])
+    assignments = ", ".join(f"{quote(name)} = new.{quote(name)}" for name in FIELDS[1:])
     return text(
-        f"UPDATE usage_records SET {assignments} FROM ({_source(FIELDS, usage_records.c, sqlite)}) AS new "  # noqa: S608
+        f"UPDATE usage_records SET {assignments} FROM ({source(FIELDS, usage_records.c, sqlite)}) AS new "  # noqa: S608
         "WHERE usage_records.usage_id = new.usage_id"
-    )
-
-
-def _daily_statement(sqlite: bool) -> TextClause:
-    sums = ("requests", *DAILY_SUMS)
-    additions = ", ".join(f"{_quote(name)} = usage_daily.{_quote(name)} + excluded.{_quote(name)}" for name in sums)
-    return text(
-        f"INSERT INTO usage_daily ({_names(_DAILY_FIELDS)}) {_source(_DAILY_FIELDS, usage_daily.c, sqlite)} "
-        f"ON CONFLICT ({_names(DAILY_KEY)}) DO UPDATE SET {additions}"
     )

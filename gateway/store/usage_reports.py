@@ -1,6 +1,7 @@
 """What was used, as people ask for it: sums by key, project, model or day, and the latest records.
 
-Sums come from ``usage_daily``, so their time depends on days, keys and models, not on requests.
+Sums come from the daily ones, so their time depends on the rows of the answer and on days, not on requests;
+those by model and by day over all projects depend on no number of keys either.
 """
 
 from __future__ import annotations
@@ -13,17 +14,12 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Select, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.store.tables import usage_daily, usage_records
+from gateway.store.tables import usage_daily, usage_daily_models, usage_records
 
 GroupBy = Literal["key", "project", "model", "day"]
 GROUPS: tuple[GroupBy, ...] = get_args(GroupBy)
 
-_COLUMNS = {
-    "key": (usage_daily.c.key_id, usage_daily.c.project),
-    "project": (usage_daily.c.project, usage_daily.c.organisation),
-    "model": (usage_daily.c.model,),
-    "day": (usage_daily.c.day,),
-}
+_COLUMNS = {"key": ("key_id", "project"), "project": ("project", "organisation"), "model": ("model",), "day": ("day",)}
 _STATES = ("completed", "failed", "client_closed", "unknown")
 _COUNTS = ("tokens", "pixels", "rows", "bytes_in", "bytes_out", "cache_hits")
 _TIMES = ("total_ns", "queue_ns", "compute_ns")
@@ -44,8 +40,9 @@ async def summary(
     ``cost_usd`` (measured compute) and ``billed_usd``, both exact ``Decimal``. Tokens, pixels and
     rows are those of completed requests.
     """
-    table = usage_daily
-    columns = _COLUMNS[group_by]
+    over_all = project is None and group_by in {"model", "day"}
+    table = usage_daily_models if over_all else usage_daily
+    columns = [table.c[name] for name in _COLUMNS[group_by]]
     completed = table.c.state == "completed"
     sums = [func.sum(table.c.requests).label("requests")]
     sums += [func.sum(case((table.c.state == state, table.c.requests), else_=0)).label(state) for state in _STATES]

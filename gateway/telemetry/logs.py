@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Any
 
 import structlog
+
+from gateway.redaction import redact
 
 _SECRET_NAMES = frozenset({"authorization", "key", "api_key", "credential", "secret", "password", "pepper", "token"})
 
@@ -21,7 +24,7 @@ def configure(level: str = "info", *, json: bool = True) -> None:
     ]
     renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        processors=[*shared, structlog.processors.format_exc_info, renderer, _redact],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
@@ -34,12 +37,21 @@ def configure(level: str = "info", *, json: bool = True) -> None:
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
                 renderer,
+                _redact,
             ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING if level != "debug" else logging.INFO)
+    logging.captureWarnings(True)  # else they are lines of text between the JSON
+    # What a damaged picture makes Pillow warn of is its sender's; what matters is answered as an error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _redact(_logger: Any, _method: str, line: Any) -> str:
+    """The finished line, tracebacks and all, without API keys that got into it by whatever way."""
+    return redact(line)
 
 
 def _mask_secrets(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:

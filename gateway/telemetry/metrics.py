@@ -26,6 +26,8 @@ class Metrics:
     """The gateway's metrics on a registry of its own; ``render`` is what ``/metrics`` answers."""
 
     def __init__(self) -> None:
+        self.on_finished: Callable[[Call, int, float], None] | None = None
+        """Whoever else wants to know of every call that ended: tracing."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
@@ -69,6 +71,8 @@ class Metrics:
 
     def finished(self, call: Call, code: int, duration_s: float) -> None:
         """Count one request that was answered, or given up by its client (499)."""
+        if self.on_finished is not None:
+            self.on_finished(call, code, duration_s)
         key = (call.model, call.dialect, str(code))
         counter = self._known.get(key)
         if counter is None:

@@ -1,12 +1,8 @@
-"""One Triton server over gRPC: its calls, and its failures told apart.
-
-What matters to the caller of a failed inference is whether it may have been executed:
-:class:`NotExecuted` may be tried on another server, everything else may not.
-"""
+"""One Triton server: its calls over gRPC, and its inferences over HTTP where its HTTP port is known."""
 
 from __future__ import annotations
 
-import re
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +11,9 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError, Invalid, NotFound, Unavailable
+from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError
+from gateway.triton.failures import NOT_CONNECTED, NotExecuted, is_refusal, translate_text
+from gateway.triton.http import HttpInference
 from gateway.triton.messages import decode_response, encode_request
 from gateway.triton.statistics import ModelStatistics
 from gateway.types import InferenceRequest, InferenceResult
@@ -26,44 +24,51 @@ _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
-
-# The texts below are those of gRPC's core and of Triton 2.51 to 2.6x; an unknown one falls to the
-# careful side: "may have been executed".
-_NOT_CONNECTED = re.compile(
-    r"failed to connect|connections to all backends failing|name resolution|empty address list", re.I
-)
-_SHED = re.compile(r"exceeds maximum queue size|request timeout expired|queue.*(full|timeout)", re.I)
-_NOT_READY = re.compile(
-    r"unknown model|is not ready|not found|no version is available|stub process|not healthy|"
-    r"server not ready|shutting down",
-    re.I,
-)
-
-
-class NotExecuted(Unavailable):
-    """The server was not reached: another one may be tried."""
-
-
-class ModelFailed(BadUpstream):
-    """Triton answered that the model raised an error: the request has no result, and is over."""
+_GRACE_S = 300.0
 
 
 class TritonServer:
-    """A Triton server at ``target`` (host:port of its gRPC endpoint)."""
+    """A Triton server at ``address``: ``host:port`` of its gRPC endpoint, or ``host:port/http_port``.
 
-    def __init__(self, target: str) -> None:
-        self.target = target
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+    With ``http_port``, inferences travel over HTTP, which costs a fraction of gRPC's Python layer
+    (docs/decisions/0003); everything else, and what HTTP cannot carry, goes over gRPC.
+    """
+
+    def __init__(self, address: str, connect_timeout_s: float = 2.0) -> None:
+        self.target, _, http_port = address.partition("/")
+        """host:port of the gRPC endpoint."""
+        host = self.target.rpartition(":")[0].strip("[]")
+        self._http = HttpInference(host, int(http_port), connect_timeout_s) if http_port else None
+        # What gRPC calls the least time between two attempts is also how long one of them may take.
+        self._options = (*_OPTIONS, ("grpc.min_reconnect_backoff_ms", int(connect_timeout_s * 1000)))
+        self._retired: set[asyncio.Task[None]] = set()
+        self._open()
+
+    def _open(self) -> None:
+        self._channel = grpc.aio.insecure_channel(self.target, options=self._options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def reconnect(self) -> None:
+        """Use a new connection from now on: the old one is silent. Calls that wait on it go on waiting."""
+        retired = asyncio.create_task(self._channel.close(grace=_GRACE_S))
+        self._retired.add(retired)
+        retired.add_done_callback(self._retired.discard)
+        if self._http is not None:
+            self._http.forget()
+        self._open()
 
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
+        for task in self._retired:
+            task.cancel()
+        await asyncio.gather(*self._retired, return_exceptions=True)
+        if self._http is not None:
+            await self._http.close()
         await self._channel.close(grace=None)
 
     async def infer(
@@ -73,6 +78,8 @@ class TritonServer:
 
         Raises :class:`NotExecuted`, or another :class:`~gateway.errors.GatewayError`.
         """
+        if self._http is not None and self._http.can_carry(request):
+            return await self._http.infer(request, timeout_s, metadata)
         try:
             message = await self._stub.ModelInfer(encode_request(request), timeout=timeout_s, metadata=metadata)
             return decode_response(message)
@@ -96,7 +103,7 @@ class TritonServer:
         try:
             async for reply in call:
                 if reply.error_message:
-                    raise _translate_text(reply.error_message)
+                    raise translate_text(reply.error_message)
                 final = reply.infer_response.parameters["triton_final_response"].bool_param
                 if reply.infer_response.outputs:
                     yield decode_response(reply.infer_response)
@@ -149,22 +156,10 @@ class TritonServer:
 def translate(error: grpc.aio.AioRpcError) -> GatewayError:
     """Our error for Triton's or gRPC's. Triton's own text never leaves: it names paths and hosts."""
     code, details = error.code(), error.details() or ""
-    if code == grpc.StatusCode.UNAVAILABLE and _NOT_CONNECTED.search(details):
+    if code == grpc.StatusCode.UNAVAILABLE and NOT_CONNECTED.search(details):
         return NotExecuted("the inference server cannot be reached", retry_after_s=1.0)
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded("the deadline passed before the model answered")
-    if code == grpc.StatusCode.UNAVAILABLE and not (_SHED.search(details) or _NOT_READY.search(details)):
+    if code == grpc.StatusCode.UNAVAILABLE and not is_refusal(details):
         return BadUpstream("the connection to the inference server broke; the request may have been executed")
-    return _translate_text(details, code)
-
-
-def _translate_text(details: str, code: grpc.StatusCode = grpc.StatusCode.UNKNOWN) -> GatewayError:
-    if _SHED.search(details):
-        return Unavailable("the model's queue is full", retry_after_s=1.0)
-    if _NOT_READY.search(details):
-        return Unavailable("the model is not ready", retry_after_s=1.0)
-    if code == grpc.StatusCode.NOT_FOUND:
-        return NotFound("no such model or version")
-    if code == grpc.StatusCode.INVALID_ARGUMENT:
-        return Invalid("the model does not accept this input")
-    return ModelFailed("the model failed on this request")
+    return translate_text(details, code)

@@ -8,14 +8,15 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import structlog
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError, NotFound, Unavailable
-from gateway.triton.client import NotExecuted, TritonServer
+from gateway.triton.client import TritonServer
+from gateway.triton.failures import ModelFailed, ModelNotReady, NotExecuted
 from gateway.triton.signature import Signature, from_config
 from gateway.triton.statistics import ModelStatistics
 from gateway.types import InferenceRequest, InferenceResult
@@ -32,9 +33,13 @@ class Member:
         self.server = server
         self.outstanding = 0
         self.failures = 0
-        """Consecutive ones."""
+        """Consecutive ones, of inferences."""
+        self.silent_probes = 0
+        """Consecutive probes without an answer: from the first on, others are preferred."""
         self.ejections = 0
         self.ejected_until = 0.0
+        self.answered_at = 0.0
+        """When it last answered an inference (monotonic clock)."""
         self.ready: frozenset[tuple[str, str]] = frozenset()
         self._max_outstanding = max_outstanding
         self._allowance = max_outstanding
@@ -49,24 +54,29 @@ class Member:
         """Whether the last probe found it serving."""
         return bool(self.ready)
 
-    def can_take(self, now: float) -> bool:
-        """Whether another request may be sent to it."""
-        return now >= self.ejected_until and self.outstanding < self._allowance
+    def rank(self, now: float) -> int | None:
+        """How willingly it is given a request: 0 first; None: not at all."""
+        if self.outstanding >= self._max_outstanding:
+            return None
+        if now < self.ejected_until:
+            return None if self.outstanding else 3  # if nobody else can: one request, to see how it is
+        if self.silent_probes:
+            return 2
+        return 1 if self.outstanding >= self._allowance else 0
 
     def succeeded(self) -> None:
         """A call was answered: forget failures, and let a returning server take twice as much."""
         self.failures = 0
         self.ejections = 0
+        self.answered_at = time.monotonic()
         self._allowance = min(self._max_outstanding, self._allowance * 2)
 
-    def failed(self, eject_after: int, now: float) -> None:
-        """A call broke: after ``eject_after`` in a row the server rests, longer each time."""
-        self.failures += 1
-        if self.failures >= eject_after:
-            self.failures = 0
-            self.ejected_until = now + min(_MAX_EJECTION_S, 1.0 * 2**self.ejections)
-            self.ejections += 1
-            self._allowance = 1
+    def eject(self, now: float) -> None:
+        """Let the server rest, longer each time; it returns slowly."""
+        self.failures = 0
+        self.ejected_until = now + min(_MAX_EJECTION_S, 1.0 * 2**self.ejections)
+        self.ejections += 1
+        self._allowance = 1
 
     def lost(self) -> None:
         """It cannot be reached: it serves nothing until a probe finds it again, and returns slowly."""
@@ -74,6 +84,30 @@ class Member:
             log.warning("triton.lost", server=self.name)
         self.ready = frozenset()
         self._allowance = 1
+
+    def lost_model(self, model: str) -> None:
+        """It said that ``model`` is not ready: so it is, until a probe finds it again."""
+        self.ready = frozenset(pair for pair in self.ready if pair[0] != model)
+
+
+class RetryBudget:
+    """Retries may be ``ratio`` of requests, and ``reserve`` of them at once: a failing fleet is not stormed."""
+
+    def __init__(self, ratio: float, reserve: int = 10) -> None:
+        self._ratio = ratio
+        self._reserve = float(reserve)
+        self._left = float(reserve)
+
+    def deposit(self) -> None:
+        """A request arrived."""
+        self._left = min(self._reserve, self._left + self._ratio)
+
+    def withdraw(self) -> bool:
+        """Take one retry, if there is one."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 class Pool:
@@ -87,11 +121,13 @@ class Pool:
         health_interval_s: float = 1.0,
         eject_after: int = 3,
         max_outstanding: int = 256,
+        retry_ratio: float = 0.1,
     ) -> None:
-        self.members = [Member(TritonServer(target), max_outstanding) for target in targets]
+        self.members = [Member(TritonServer(target, connect_timeout_s), max_outstanding) for target in targets]
         self._connect_timeout_s = connect_timeout_s
         self._health_interval_s = health_interval_s
         self._eject_after = eject_after
+        self._budget = RetryBudget(retry_ratio)
         self._signatures: dict[tuple[str, str], Signature] = {}
         self._newest: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -133,62 +169,104 @@ class Pool:
     async def infer(self, request: InferenceRequest, deadline_ns: int | None = None) -> InferenceResult:
         """Run ``request`` on the server with the least outstanding work.
 
-        Where nothing was executed, one other server is tried. Raises a
+        Where nothing was executed, one other server is tried, within the retry budget; for an idempotent
+        request also where the connection broke and it may have been executed. Raises a
         :class:`~gateway.errors.GatewayError`.
         """
+        self._budget.deposit()
         member = self._choose(request.model, request.version)
         try:
             return await self._infer_on(member, request, deadline_ns)
         except NotExecuted:
             other = self._choose(request.model, request.version, avoid=member)
+            if not self._budget.withdraw():
+                raise
+            return await self._infer_on(other, request, deadline_ns)
+        except BadUpstream as error:
+            # It may have been executed: it is tried again for those only who said that this does no harm.
+            if not request.idempotent or isinstance(error, ModelFailed):
+                raise
+            try:
+                other = self._choose(request.model, request.version, avoid=member)
+            except NotExecuted:
+                raise error from None
+            if not self._budget.withdraw():
+                raise
             return await self._infer_on(other, request, deadline_ns)
 
     async def stream(self, request: InferenceRequest, deadline_ns: int | None = None) -> AsyncIterator[InferenceResult]:
         """Results of a decoupled model as they come. Never retried."""
         member = self._choose(request.model, request.version)
+        sent_at = time.monotonic()
         member.outstanding += 1
         try:
             async for result in member.server.stream(request, _remaining(deadline_ns)):
                 yield result
             member.succeeded()
         except GatewayError as error:
-            self._account(member, error)
+            self._account(member, error, request.model, sent_at)
             raise
         finally:
             member.outstanding -= 1
 
     async def _infer_on(self, member: Member, request: InferenceRequest, deadline_ns: int | None) -> InferenceResult:
+        sent_at = time.monotonic()
         member.outstanding += 1
         try:
-            result = await member.server.infer(request, _remaining(deadline_ns))
+            result = await member.server.infer(request, _remaining(deadline_ns), request.trace)
         except GatewayError as error:
-            self._account(member, error)
+            self._account(member, error, request.model, sent_at)
             raise
         finally:
             member.outstanding -= 1
         member.succeeded()
         return result
 
-    def _account(self, member: Member, error: GatewayError) -> None:
-        if isinstance(error, NotExecuted):
+    def _account(self, member: Member, error: GatewayError, model: str, sent_at: float) -> None:
+        """Hold against a server what is its fault; what a model or a caller's short deadline does is not."""
+        now = time.monotonic()
+        if isinstance(error, ModelNotReady):
+            member.lost_model(model)
+            self._forget_unready()
+        elif isinstance(error, NotExecuted):
             member.lost()
             self._forget_unready()
-        elif isinstance(error, BadUpstream | DeadlineExceeded):
-            member.failed(self._eject_after, time.monotonic())
+        elif isinstance(error, BadUpstream) and not isinstance(error, ModelFailed):
+            self._failed(member, now)
+        elif isinstance(error, DeadlineExceeded):
+            silent_s = now - max(sent_at, member.answered_at)  # it answered nobody in that time
+            if member.answered_at < sent_at and silent_s >= self._connect_timeout_s:
+                self._failed(member, now)
+
+    def _failed(self, member: Member, now: float) -> None:
+        member.failures += 1
+        resting = sum(now < other.ejected_until for other in self.members if other is not member)
+        # Half of the servers at most: what all of them suffer from is no reason to do without all.
+        if member.failures >= self._eject_after and resting + 1 <= len(self.members) // 2:
+            member.eject(now)
+            log.warning("triton.ejected", server=member.name, seconds=round(member.ejected_until - now, 1))
 
     def _choose(self, model: str, version: str, avoid: Member | None = None) -> Member:
         now = time.monotonic()
-        able = [member for member in self.members if member is not avoid and _serves(member, model, version)]
-        free = [member for member in able if member.can_take(now)]
-        if not free:
-            # A lone server is not ejected for what a model does: resting it would turn one bad model
-            # into an outage of all. It is only left alone when it has as much as it may take.
-            free = [member for member in able if len(self.members) == 1 and member.outstanding == 0]
-        if not free:
+        best: list[Member] = []
+        lowest = (9, 0)
+        able = False
+        for member in self.members:
+            if member is avoid or not _serves(member, model, version):
+                continue
+            able = True
+            rank = member.rank(now)
+            if rank is None:
+                continue
+            standing = (rank, member.outstanding)
+            if standing < lowest:
+                best, lowest = [member], standing
+            elif standing == lowest:
+                best.append(member)
+        if not best:
             reason = "every server that has it is busy or resting" if able else "no server has it ready"
             raise NotExecuted(f"model {model!r} is not available: {reason}", retry_after_s=_jittered(1.0))
-        least = min(member.outstanding for member in free)
-        return random.choice([member for member in free if member.outstanding == least])  # noqa: S311
+        return best[0] if len(best) == 1 else random.choice(best)  # noqa: S311
 
     # --- everything else that Triton can be asked
 
@@ -197,21 +275,28 @@ class Pool:
         members = [m for m in self.members if (_serves(m, model, version) if model else m.up)]
         if not members:
             raise Unavailable(f"model {model!r} is not ready" if model else "no server is ready", retry_after_s=1.0)
-        return await members[0].server.ask(method, message, timeout_s)
+        members.sort(key=lambda member: member.silent_probes)  # stable
+        for member in members[:-1]:
+            with contextlib.suppress(Unavailable, BadUpstream, DeadlineExceeded):
+                return await member.server.ask(method, message, timeout_s)
+        return await members[-1].server.ask(method, message, timeout_s)
 
     async def ask_all(self, method: str, message: Any, timeout_s: float = 300.0) -> list[Any]:
         """The same call on every server that is up (model load and unload); then probe at once.
 
-        Raises the first error; servers before it have done as asked.
+        Every server is asked; raises the first error.
         """
         members = [member for member in self.members if member.up]
         if not members:
             raise Unavailable("no server is ready", retry_after_s=1.0)
-        try:
-            return [await member.server.ask(method, message, timeout_s) for member in members]
-        finally:
-            self._signatures.clear()
-            await asyncio.gather(*(self._probe(member) for member in members))
+        replies = await asyncio.gather(
+            *(member.server.ask(method, message, timeout_s) for member in members), return_exceptions=True
+        )
+        await asyncio.gather(*(self._probe(member, relearn=True) for member in members))
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
+        return replies
 
     async def statistics(self) -> list[ModelStatistics]:
         """Totals of all models on all servers that are up; a server that does not answer is left out."""
@@ -226,31 +311,36 @@ class Pool:
     async def _watch(self, member: Member) -> None:
         while True:
             await asyncio.sleep(self._health_interval_s * random.uniform(0.9, 1.1))  # noqa: S311
-            await self._probe(member)
+            try:
+                await self._probe(member)
+            except Exception:  # a pool that no longer looks would be worse than anything that can be wrong here
+                log.exception("triton.probe_broke", server=member.name)
 
-    async def _probe(self, member: Member) -> None:
+    async def _probe(self, member: Member, *, relearn: bool = False) -> None:
         try:
             ready = await member.server.ready_models(self._connect_timeout_s)
         except NotExecuted:
+            member.silent_probes = 0
             member.lost()
         except GatewayError as error:
-            member.failed(self._eject_after, time.monotonic())
-            if member.ejected_until > time.monotonic():
-                member.lost()
+            member.silent_probes += 1
             log.warning("triton.probe_failed", server=member.name, error=error.code)
+            if member.silent_probes % self._eject_after == 0:
+                member.lost()
+                member.server.reconnect()
         else:
+            member.silent_probes = 0
+            await self._learn(member, ready, ready if relearn else ready - member.ready)
             if ready and not member.ready:
                 log.info("triton.ready", server=member.name, models=len(ready))
                 member.ejected_until = 0.0
-            if ready != member.ready:
-                self._drop_signatures(ready ^ member.ready)
-            member.ready = ready
-            await self._learn(member, ready)
+            member.ready = frozenset(pair for pair in ready if pair in self._signatures)
         self._forget_unready()
 
-    async def _learn(self, member: Member, ready: frozenset[tuple[str, str]]) -> None:
+    async def _learn(self, member: Member, ready: frozenset[tuple[str, str]], new: frozenset[tuple[str, str]]) -> None:
+        """Ask for the signatures of ``new`` models; what is known of others stays in use meanwhile."""
         for model, version in ready:
-            if (model, version) in self._signatures:
+            if (model, version) in self._signatures and (model, version) not in new:
                 continue
             with contextlib.suppress(GatewayError):  # asked again at the next probe
                 reply = await member.server.ask(
@@ -258,19 +348,16 @@ class Pool:
                 )
                 self._signatures[model, version] = from_config(reply.config)
 
-    def _drop_signatures(self, changed: Iterable[tuple[str, str]]) -> None:
-        for pair in changed:
-            self._signatures.pop(pair, None)
-
     def _forget_unready(self) -> None:
+        served = {pair for member in self.members for pair in member.ready}
         newest: dict[str, str] = {}
-        for member in self.members:
-            for model, version in member.ready:
-                if (model, version) in self._signatures and _version_order(version) >= _version_order(
-                    newest.get(model, "")
-                ):
-                    newest[model] = version
+        for model, version in served:
+            if _version_order(version) >= _version_order(newest.get(model, "")):
+                newest[model] = version
         self._newest = newest
+        # A server that is lost for a moment comes back with the same models: their signatures are kept.
+        for pair in [pair for pair in self._signatures if pair not in served and pair[0] in newest]:
+            del self._signatures[pair]
 
 
 def _serves(member: Member, model: str, version: str) -> bool:

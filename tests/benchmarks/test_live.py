@@ -114,3 +114,15 @@ def test_why_asks_gateway_and_triton_alike(stack: Stack) -> None:
     first, second = json.loads(through.stdout), json.loads(direct.stdout)
     assert first["max_batch_size"] == second["max_batch_size"] == 64
     assert first["findings"]
+
+
+def test_the_journal_is_measured_on_and_off(stack: Stack) -> None:
+    arguments = ["journal", "--triton-grpc", stack.addresses.triton_grpc, "--concurrency", "4", "--rounds", "3"]
+    result = CliRunner().invoke(app, [*arguments, "--leg-seconds", "0.5", "--json"])
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)
+    off, on = found["legs"]
+    assert (off["name"], on["name"]) == ("journal off", "journal on")
+    assert off["faults"] == on["faults"] == 0, (off["fault"], on["fault"])
+    assert found["overhead"]["value"] == pytest.approx(1 - on["ratio"]["value"])
+    assert found["overhead"]["low"] <= found["overhead"]["value"] <= found["overhead"]["high"]

@@ -87,6 +87,9 @@ def test_objectives_that_are_none(text: str) -> None:
         (["tune", "nothing"], "no workload"),
         (["tasks", "--workloads", "digits"], "no ceiling"),
         (["compare", "nowhere", "nowhere"], "nowhere"),
+        (["scale", "--keys", "10,1000"], "two sizes are expected"),
+        (["scale", "--keys", "many"], "numbers separated by commas"),
+        (["journal", "--protocols", "smoke"], "http, grpc or both"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], phrase: str) -> None:

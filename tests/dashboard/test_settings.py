@@ -34,6 +34,8 @@ def test_public_url_follows_the_gateway_unless_given() -> None:
         ("TIMEOUT_S", "soon"),
         ("TIMEOUT_S", "0"),
         ("TIMEOUT_S", "nan"),
+        ("CA_FILE", "/nowhere.pem"),
+        ("CA_FILE", __file__),
         ("GATEWY_URL", "http://host"),
     ],
 )
@@ -93,6 +95,6 @@ def test_the_module_becomes_streamlit_with_its_address_and_port() -> None:
 def test_every_variable_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "07-dashboard.md").read_text(encoding="utf-8")
     names = {value for name, value in vars(settings_module).items() if name.isupper() and str(value).startswith(PREFIX)}
-    assert len(names - {PREFIX}) == 5
+    assert len(names - {PREFIX}) == 6
     for name in names - {PREFIX}:
         assert f"| `{name}` |" in page

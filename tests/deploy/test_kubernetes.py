@@ -159,7 +159,7 @@ def environment(name: str) -> dict[str, Any]:
 def test_the_gateway_knows_every_triton_that_there_can_be() -> None:
     most = of_kind("HorizontalPodAutoscaler")["triton"]["spec"]["maxReplicas"]
     urls = environment("gateway")["TIDEGATE_TRITON_URLS"].split(",")
-    assert urls == [f"triton-{number}.triton:8001" for number in range(most)]
+    assert urls == [f"triton-{number}.triton:8001/8000" for number in range(most)]
 
 
 def test_settings_are_settings() -> None:
@@ -180,7 +180,7 @@ def test_only_the_gateway_reaches_triton() -> None:
     inference, metrics = triton["ingress"]
     assert inference == {
         "from": [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gateway"}}}],
-        "ports": [{"port": "grpc", "protocol": "TCP"}],
+        "ports": [{"port": "http", "protocol": "TCP"}, {"port": "grpc", "protocol": "TCP"}],
     }
     assert [port["port"] for port in metrics["ports"]] == ["metrics"]
     assert all("namespaceSelector" in source for source in metrics["from"])

@@ -68,6 +68,7 @@ def test_flags(tmp_path: Path) -> None:
 
 def test_default_threads_leave_room_for_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert default_intra_op_threads() == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert default_intra_op_threads() == len(os.sched_getaffinity(0))
+    assert default_intra_op_threads(share=2) == max(1, len(os.sched_getaffinity(0)) // 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert default_intra_op_threads() == 3

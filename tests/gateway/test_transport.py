@@ -203,3 +203,48 @@ def read_until(client: socket.socket, wanted: bytes) -> None:
         block = client.recv(65536)
         assert block, received
         received += block
+
+
+def test_an_upgrade_is_ignored_with_its_body(running: Running) -> None:
+    head = b"POST /up HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 10\r\n\r\n"
+    for parts in ((head + b"0123456789" + get(),), (head, b"0123456789", get()), (head + b"01", b"23456789" + get())):
+        answer = running.talk(*parts)
+        assert b"/up 10" in answer
+        assert answer.endswith(b"/ok 0")
+
+
+def test_the_body_of_an_upgrade_is_not_the_next_request(running: Running) -> None:
+    body = get(b"/smuggled")
+    head = b"POST /up HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
+    running.talk(head, body, get())
+    running.talk(head + body + get())
+    assert "/smuggled" not in running.app.paths
+
+
+def test_too_many_chunks_and_endless_extensions_are_413(running: Running) -> None:
+    head = b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert b" 413 " in running.talk(head + b"1\r\na\r\n" * (LIMITS.max_chunks + 1) + b"0\r\n\r\n").split(b"\r\n")[0]
+    assert b" 413 " in running.talk(head + b"1;" + b"x" * 2 * LIMITS.max_framing_bytes).split(b"\r\n")[0]
+    assert running.talk(head + b"1\r\na\r\n" * 1000 + b"0\r\n\r\n" + get()).endswith(b"/ok 0")
+
+
+def test_a_refusal_waits_for_the_answers_before_it(running: Running) -> None:
+    answer = running.talk(get(b"/one", close=False) + b"GARBAGE\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"HTTP/1.1 400 " in answer
+
+
+def test_connect_and_other_versions(running: Running) -> None:
+    answer = running.talk(b"CONNECT evil:443 HTTP/1.1\r\nHost: evil:443\r\n\r\n" + get())
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert b"allow: " in answer
+    for line in (b"GET /ok\r\n\r\n", b"GET /ok HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
+        assert running.talk(line).startswith(b"HTTP/1.1 400 ")
+    assert "/ok" not in running.app.paths
+
+
+def test_a_client_still_sending_reads_why_it_was_refused(running: Running) -> None:
+    answer = running.talk(b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\n", *[b"x" * 100_000] * 50)
+    assert answer.startswith(b"HTTP/1.1 400 ")

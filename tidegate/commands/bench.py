@@ -20,10 +20,10 @@ Repository = Annotated[Path, typer.Option(help="Folder of the models, for a stac
 REPOSITORY = Path("model_repository")
 
 
-def _benching() -> Any:
+def _benching(module: str = "tidegate.benching") -> Any:
     """The implementation; one line if its libraries are not installed."""
     try:
-        return importlib.import_module("tidegate.benching")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         fail(f"the benchmark suite needs {error.name}: pip install 'tidegate[bench]'")
 
@@ -66,6 +66,9 @@ def overhead(
     third: Annotated[str | None, typer.Option(help="A further HTTP leg, e.g. nginx before the same Triton.")] = None,
     protocols: Annotated[str, typer.Option(help="http, grpc or both, separated by a comma.")] = "http,grpc",
     concurrency: Annotated[str, typer.Option(help="Concurrencies, separated by commas.")] = "1,8,32,64",
+    floor: Annotated[
+        bool, typer.Option("--floor/--no-floor", help="A further HTTP leg: a bare ASGI application on uvicorn.")
+    ] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures every leg once.")] = 7,
     leg_seconds: Annotated[float, typer.Option(min=0.2, help="Seconds of one leg.")] = 3.0,
     seed: Seed = 1,
@@ -80,7 +83,9 @@ def overhead(
     """
     benching = _benching()
     where = benching.Where(url, grpc_url, triton, triton_grpc, key, third)
-    benching.overhead(where, protocols, concurrency, rounds, leg_seconds, seed, model_repository, json_=json_)
+    benching.overhead(
+        where, protocols, concurrency, rounds, leg_seconds, seed, model_repository, floor=floor, json_=json_
+    )
 
 
 @app.command()
@@ -169,3 +174,45 @@ def gpu(
     Example: tidegate bench gpu --models embeddings
     """
     _benching().on_gpu(models, out, seed, model_repository, machine, quick=quick, json_=json_)
+
+
+@app.command()
+def scale(
+    keys: Annotated[str, typer.Option(help="Keys in the small and in the large database.")] = "1000,1000000",
+    rows: Annotated[str, typer.Option(help="Usage records in them.")] = "100000,10000000",
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds; each asks both databases everything.")] = 50,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the databases are made, and removed; default: the system's for such.")
+    ] = None,
+    seed: Seed = 1,
+    json_: JsonFlag = False,
+) -> None:
+    """Time key checks and usage summaries with few and with many keys and records; 6 GiB of disk by default.
+
+    Exit code 3 if one of them takes more than twice as long in the large database.
+
+    Example: tidegate bench scale --keys 1000,100000 --rows 10000,1000000
+    """
+    _benching("tidegate.scale").run(keys, rows, rounds, folder, seed, json_=json_)
+
+
+@app.command()
+def journal(
+    triton_grpc: Annotated[str | None, typer.Option(help="Triton's gRPC address; default: a stack is started.")] = None,
+    protocols: Annotated[str, typer.Option(help="http, grpc or both, separated by a comma.")] = "http",
+    concurrency: Annotated[str, typer.Option(help="Concurrencies, separated by commas.")] = "32",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures on and off once.")] = 15,
+    leg_seconds: Annotated[float, typer.Option(min=0.2, help="Seconds of one leg.")] = 3.0,
+    seed: Seed = 1,
+    model_repository: Repository = REPOSITORY,
+    json_: JsonFlag = False,
+) -> None:
+    """Measure what recording every call costs: throughput on `identity` with the journal on and off, in turns.
+
+    Two gateways before one Triton, which differ in nothing else.
+
+    Example: tidegate bench journal --rounds 30
+    """
+    _benching("tidegate.journal_overhead").run(
+        triton_grpc, protocols, concurrency, rounds, leg_seconds, seed, model_repository, json_=json_
+    )

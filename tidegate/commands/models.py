@@ -82,15 +82,22 @@ def build(
     err.print(f"built: {', '.join(built)}" if built else "everything is up to date", highlight=False)
 
 
+def stale_models(settings: Settings, names: Sequence[str] = ()) -> list[ModelCard]:
+    """Those of the models ``names`` (none: all) that are not up to date; a moment's work, without torch."""
+    try:
+        return [card for card in Catalog.load(settings.model_repository, tuple(names)) if not is_fresh(card)]
+    except CatalogError as error:
+        fail(escape(str(error)))
+
+
 def build_missing(settings: Settings, names: Sequence[str] = (), *, force: bool = False) -> list[str]:
     """Build those of the models ``names`` (none: all) that are not up to date; the names of those built.
 
-    Says in one line what went wrong, for each model that could not be built, and exits with 1. With
-    everything built it takes a moment: neither torch nor a lock is touched.
+    Says in one line what went wrong, for each model that could not be built, and exits with 1.
     """
     try:
         cards = list(Catalog.load(settings.model_repository, tuple(names)))
-        stale = [card for card in cards if force or not is_fresh(card)]
+        stale = cards if force else stale_models(settings, names)
     except CatalogError as error:
         fail(escape(str(error)))
     if not stale:

@@ -19,21 +19,26 @@ def serve(
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 picks a free one.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of /metrics; 0 picks a free one.")] = None,
-    triton: Annotated[str | None, typer.Option(help="Comma-separated host:port of Triton's gRPC endpoints.")] = None,
+    triton: Annotated[str | None, typer.Option(help="Tritons: host:grpc_port/http_port, comma-separated.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of keys, database, journal.")] = None,
     model_repository: Annotated[Path | None, typer.Option(help="Folder with the models' recipes.")] = None,
     models: Annotated[str | None, typer.Option(help="Comma-separated models to serve; default: all built.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) of the HTTP and gRPC ports.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="Accept clients with certificates of these.")] = None,
+    tls_client_auth: Annotated[str | None, typer.Option(help="required, or optional; with --tls-client-ca.")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write the addresses there as JSON once listening.")] = None,
 ) -> None:
     """Run the gateway; Triton runs elsewhere.
 
     Every option is also a setting: --port is TIDEGATE_PORT, --triton is TIDEGATE_TRITON_URLS.
 
-    Example: tidegate serve --triton 10.0.0.5:8001,10.0.0.6:8001 --port 8080
+    Example: tidegate serve --triton 10.0.0.5:8001/8000,10.0.0.6:8001/8000 --port 8080
     """
     given = {
         "host": host, "port": port, "grpc_port": grpc_port, "admin_port": admin_port, "triton_urls": triton,
         "data_dir": data_dir, "model_repository": model_repository, "models": models,
+        "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca, "tls_client_auth": tls_client_auth,
     }  # fmt: skip
     settings = load_settings(given)
 

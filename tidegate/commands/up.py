@@ -14,10 +14,12 @@ from typing import Annotated
 
 import typer
 
-from tidegate.commands.models import build_missing
+from gateway.settings import Settings
+from tidegate.commands.models import stale_models
 from tidegate.commands.serve import load_settings
 from tidegate.console import err, fail, out, progress
 from tidegate.demo_key import DemoKeyError, ensure_demo_key
+from tidegate.processes import ChildProcess
 from tidegate.stack import Stack, StackError
 
 DEMO_KEY = "demo.key"
@@ -32,6 +34,10 @@ def up(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of keys, database, journal and logs.")] = None,
     model_repository: Annotated[Path | None, typer.Option(help="Folder that Triton serves from.")] = None,
     models: Annotated[str | None, typer.Option(help="Comma-separated models to serve; default: all.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) of the HTTP and gRPC ports.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="Accept clients with certificates of these.")] = None,
+    tls_client_auth: Annotated[str | None, typer.Option(help="required, or optional; with --tls-client-ca.")] = None,
     ready_file: Annotated[
         Path | None, typer.Option(help="Write where everything is there as JSON, once ready.")
     ] = None,
@@ -49,6 +55,10 @@ def up(
             "data_dir": data_dir,
             "model_repository": model_repository,
             "models": models,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+            "tls_client_ca": tls_client_ca,
+            "tls_client_auth": tls_client_auth,
         }
     )
     key_file = settings.data_dir / DEMO_KEY
@@ -56,7 +66,7 @@ def up(
     with _terminated_as_interrupt():
         try:
             stack.check()
-            build_missing(settings, settings.model_names)
+            _build_missing(settings)
             ensure_demo_key(settings, key_file)
             _start(stack, key_file)
             _announce(stack, key_file, ready_file)
@@ -70,6 +80,23 @@ def up(
             with _interrupts_ignored():
                 stack.stop()
     err.print("stopped; nothing is left running")
+
+
+def _build_missing(settings: Settings) -> None:
+    """Build what is not up to date, in a process of its own: what building imports would stay in memory for good."""
+    stale = [card.name for card in stale_models(settings, settings.model_names)]
+    if not stale:
+        return
+    build = ChildProcess(
+        "build", ["tidegate", "models", "build", *stale], None,
+        {"TIDEGATE_MODEL_REPOSITORY": str(settings.model_repository)},
+    )  # fmt: skip
+    try:
+        status = build.wait()
+    finally:
+        build.stop(10.0)
+    if status:
+        raise typer.Exit(1)  # the build has said why
 
 
 def _start(stack: Stack, key_file: Path) -> None:
@@ -100,7 +127,7 @@ def _announce(stack: Stack, key_file: Path, ready_file: Path | None) -> None:
 
 Try it:
 
-  {_curl(stack.gateway_url, example, shown)}
+  {_curl(stack, example, shown)}
 
 Ctrl-C stops everything.
 """,
@@ -127,11 +154,13 @@ Ctrl-C stops everything.
     sys.stdout.flush()
 
 
-def _curl(url: str, model: str, key_file: str) -> str:
+def _curl(stack: Stack, model: str, key_file: str) -> str:
+    curl = f"curl -s --cacert {os.path.relpath(stack.settings.tls_cert)}" if stack.settings.tls_cert else "curl -s"
+    key = f'-H "Authorization: Bearer $(cat {key_file})"'
     if model == "sentiment":
         body = '{"inputs": "The tide came in, and it was wonderful."}'
-        return f"""curl -s {url}/hf/models/sentiment -H "Authorization: Bearer $(cat {key_file})" -d '{body}'"""
-    return f"""curl -s {url}/v2/models/{model} -H "Authorization: Bearer $(cat {key_file})" """
+        return f"{curl} {stack.gateway_url}/hf/models/sentiment {key} -d '{body}'"
+    return f"{curl} {stack.gateway_url}/v2/models/{model} {key}"
 
 
 @contextlib.contextmanager

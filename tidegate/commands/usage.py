@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from gateway.errors import GatewayError
 from gateway.ledger.export import to_csv, to_json_text
 from gateway.settings import Settings
+from gateway.store import usage_totals
 from gateway.store.database import Store, StoreError
-from gateway.store.usage import rebuild_daily
+from gateway.store.usage_daily import rebuild_daily
 from gateway.store.usage_reports import GroupBy, parse_day, summary
 from tidegate.console import JsonFlag, fail, out, print_json, print_table
 
@@ -70,23 +71,23 @@ def usage(
 
 @app.command()
 def rebuild(as_json: JsonFlag = False) -> None:
-    """Compute the daily sums anew from the usage records, and say what was wrong.
+    """Compute the sums by day and by model anew from the usage records, and say what was wrong.
 
     Example: tidegate usage rebuild
     """
 
     async def run(store: Store) -> list[dict[str, Any]]:
         async with store.write() as connection:
-            return await rebuild_daily(connection)
+            return [*await rebuild_daily(connection), *await usage_totals.rebuild(connection)]
 
     wrong = _with_store(run)
     if as_json:
         print_json(wrong)
     elif wrong:
         columns = ("day", "project", "key_id", "model", "state")
-        print_table("Corrected", columns, [[row[name] for name in columns] for row in wrong])
+        print_table("Corrected", columns, [[row.get(name, "") for name in columns] for row in wrong])
     else:
-        out.print("The daily sums agree with the records.")
+        out.print("The sums agree with the records.")
 
 
 def _print(rows: list[dict[str, Any]], by: str, form: str, output: Path | None) -> None:

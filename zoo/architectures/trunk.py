@@ -26,7 +26,7 @@ def load_trunk(attention: str = "eager") -> tuple[Path, BertModel]:
     """
     folder = trunk_folder()
     config = BertConfig.from_pretrained(folder, attn_implementation=attention)
-    trunk = BertModel(config, add_pooling_layer=False)
+    trunk = BertModel(config, add_pooling_layer=False)  # type: ignore[no-untyped-call,unused-ignore]
     state = load_file(folder / "model.safetensors")
     trunk.load_state_dict({name: state[name] for name in state if not name.startswith(UNUSED)})
     trunk.train(False)

@@ -92,16 +92,16 @@ def model_file(config: Mapping[str, Any], repository: str, version: str, default
     return path
 
 
-def default_intra_op_threads() -> int:
-    """Threads of one operator when the configuration names none: half of the CPUs, or ``OMP_NUM_THREADS``.
+def default_intra_op_threads(*, share: int = 1) -> int:
+    """Threads of one operator when the configuration names none: CPUs divided by ``share``, or ``OMP_NUM_THREADS``.
 
-    Half, because several models are served at once and each has threads of its own; a model that should have the
-    whole machine says so in its ``config.pbtxt``.
+    ONNX Runtime's threads do not spin here: one for each CPU costs a model that waits nothing. OpenMP's, which
+    libtorch uses, do, and a small operator is over before they have begun: it gets half (docs/decisions/0002).
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
-    return max(1, len(os.sched_getaffinity(0)) // 2)
+    return max(1, len(os.sched_getaffinity(0)) // share)
 
 
 def _tensors(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

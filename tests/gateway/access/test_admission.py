@@ -69,6 +69,26 @@ async def test_a_refusal_says_when_to_come_back(admission, policies):
     assert call.headers["RateLimit-Policy"] == '"key_requests";q=1;w=4'
 
 
+async def test_what_would_be_refused_anyway_is_known_before_the_units_are(admission, policies, clock):
+    await policies.set_tier("default", Limits(requests_per_second=0.25, burst=1, concurrency=1))
+    call = admitted_call(make_principal(), tokens=0, pixels=0)
+    for _ in range(3):
+        admission.check(call)  # takes nothing
+    permit = await admission.enter(call)
+    with pytest.raises(RateLimited) as refusal:
+        admission.check(admitted_call(make_principal()))
+    assert "concurrent" in refusal.value.message
+    permit.leave(call)
+    late = admitted_call(make_principal())
+    with pytest.raises(RateLimited) as refusal:
+        admission.check(late)
+    assert 4.0 <= refusal.value.retry_after_s <= 4.8
+    assert late.headers["RateLimit"].startswith('"key_requests";r=0')
+    clock.forward(4)
+    admission.check(late)
+    assert admission.refused == {"key_concurrency": 1, "key_requests": 1}
+
+
 async def test_the_21st_of_20_at_once_is_refused_and_others_are_not(admission, policies):
     await policies.set_tier("default", Limits(concurrency=20))
     permits, kinds = await enter_many(admission, 21)

@@ -263,3 +263,12 @@ async def test_a_key_that_is_none_is_refused(store, settings):
     (settings.data_dir / "audit.key").write_text("nonsense")
     with pytest.raises(AuditError):
         Audit(store, settings)
+
+
+async def test_a_wall_clock_stepped_back_and_forth_breaks_no_chain(written, wall):
+    for step in (-86_400, 3 * 86_400, -3_600):
+        wall.forward(step)
+        await written.record(SYSTEM, "test.act", f"stepped by {step}")
+    found = await written.verify()
+    assert found.whole
+    assert found.records == RECORDS + 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -76,3 +77,11 @@ async def test_many_addresses_fill_neither_memory_nor_disk(audit):
     assert records[-1].object == "others"
     assert sum(others.values()) == 990
     assert len(others) <= 33
+
+
+async def test_two_flushes_at_once_write_everything_once(audit):
+    refusals = Refusals(audit, interval_s=60)
+    refusals.note("192.0.2.1", "unknown")
+    refusals.note("192.0.2.1", "unknown")
+    await asyncio.gather(refusals.flush(1.0, all_=True), refusals.flush(1.0, all_=True))
+    assert [json.loads(record.details) for record in await audit.records()] == [{"unknown": 2}]

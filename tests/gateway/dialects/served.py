@@ -52,6 +52,12 @@ class Turnstile:
     def max_timeout_s(self, principal: Principal) -> float | None:
         return None
 
+    def check(self, call: Call) -> None:
+        pass
+
+    def max_priority(self, principal: Principal) -> int | None:
+        return None
+
     async def enter(self, call: Call) -> Turnstile:
         refusal, self.refusal = self.refusal, None
         if refusal is not None:

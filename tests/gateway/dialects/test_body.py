@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
-from gateway.dialects.body import read_body
-from gateway.errors import ClientClosed, ClientTimeout, GatewayError, Malformed, TooLarge, UnsupportedMediaType
+from gateway.dialects.body import BodyMemory, read_body
+from gateway.errors import (
+    ClientClosed,
+    ClientTimeout,
+    GatewayError,
+    Malformed,
+    TooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+)
 
 LIMIT = 10_000
 
@@ -37,9 +45,8 @@ def chunks(*parts: bytes) -> Any:
 
 
 async def read(receive: Any, timeout_s: float = 5.0, **headers: str) -> bytes:
-    return await read_body(
-        receive, {name.replace("_", "-"): value for name, value in headers.items()}, LIMIT, timeout_s
-    )
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await read_body(receive, given, LIMIT, timeout_s, BodyMemory(10 * LIMIT).share())
 
 
 async def test_plain_chunked_and_compressed_bodies_arrive() -> None:
@@ -90,3 +97,21 @@ async def test_a_bomb_is_not_inflated_beyond_the_limit() -> None:
     bomb = gzip.compress(b"\0" * 200_000_000, 9)
     with pytest.raises(TooLarge):
         await read(whole(bomb), content_encoding="gzip")
+
+
+async def test_large_bodies_share_one_memory_and_give_it_back() -> None:
+    memory = BodyMemory(2500)
+    first, second, third = memory.share(), memory.share(), memory.share()
+    assert len(await read_body(chunks(b"x" * 600, b"x" * 600), {}, LIMIT, 5.0, first)) == 1200
+    assert len(await read_body(chunks(b"x" * 600, b"x" * 600), {}, LIMIT, 5.0, second)) == 1200
+    with pytest.raises(Unavailable):
+        await read_body(chunks(b"x" * 600, b"x" * 600), {}, LIMIT, 5.0, third)
+    third.release()
+    assert memory.used == 2400
+    assert len(await read_body(whole(b"x" * 5000), {}, LIMIT, 5.0, third)) == 5000  # in one piece: not counted
+    packed = gzip.compress(b"x" * 5000)
+    with pytest.raises(Unavailable):
+        await read_body(whole(packed), {"content-encoding": "gzip"}, LIMIT, 5.0, third)
+    for share in (first, second, third):
+        share.release()
+    assert memory.used == 0

@@ -23,8 +23,9 @@ from pydantic import SecretStr
 from gateway.errors import Unavailable
 from gateway.ledger.ledger import Ledger
 from gateway.settings import Settings
+from gateway.store import usage_totals
 from gateway.store.database import Store
-from gateway.store.usage import rebuild_daily
+from gateway.store.usage_daily import rebuild_daily
 from tests.gateway.ledger.support import CountingTriton, fetch, make_call, make_prices, until
 
 _CONCURRENCY = 8
@@ -107,7 +108,7 @@ async def audit(folder: Path, database: str | None, acknowledged: dict[str, str]
     states = dict(await fetch(store, "SELECT usage_id, state FROM usage_records"))
     unsettled = (await fetch(store, "SELECT count(*) FROM usage_records WHERE NOT settled"))[0][0]
     async with store.write() as connection:
-        wrong_sums = await rebuild_daily(connection)
+        wrong_sums = [*await rebuild_daily(connection), *await usage_totals.rebuild(connection)]
     await store.close()
     return {
         "acknowledged": len(acknowledged),

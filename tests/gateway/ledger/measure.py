@@ -20,7 +20,8 @@ from sqlalchemy import text
 from gateway.ledger.ledger import Ledger
 from gateway.settings import Settings
 from gateway.store.database import Store
-from gateway.store.usage import FIELDS, rebuild_daily
+from gateway.store.usage import FIELDS
+from gateway.store.usage_daily import rebuild_daily
 from gateway.store.usage_reports import latest, summary
 from tests.gateway.ledger.support import CountingTriton, fetch, make_call, make_prices
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
+import psutil
 
 
 class PostgreSQL:
@@ -31,7 +32,7 @@ class PostgreSQL:
 
     def start(self) -> None:
         data = str(self.folder / "data")
-        options = ("-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=50")
+        options = ("-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=100")
         self._process = subprocess.Popen(
             [self._programs / "postgres", "-D", data, "-k", str(self.folder), *options],
             stdout=subprocess.DEVNULL,
@@ -50,6 +51,25 @@ class PostgreSQL:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait()
             self._process = None
+
+    def freeze(self) -> list[psutil.Process]:
+        """SIGSTOP for all of its processes: connections stay, and nobody answers. ``resume`` each afterwards."""
+        assert self._process is not None
+        main = psutil.Process(self._process.pid)
+        processes = [main, *main.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        return processes
+
+    def rows(self, url: str, query: str) -> list[list[str]]:
+        """What a query gives, as text, from outside."""
+        name = url.split("@/")[1].partition("?")[0]
+        arguments = ("-h", str(self.folder), "-U", "tests", "-d", name, "-X", "-A", "-t", "-F", "\t", "-c", query)
+        return [line.split("\t") for line in self._run("psql", *arguments).splitlines()]
+
+    def dump(self, url: str) -> str:
+        """Everything in a database, as text."""
+        return self._run("pg_dump", "-h", str(self.folder), "-U", "tests", url.split("@/")[1].partition("?")[0])
 
     def remove(self) -> None:
         self.stop()
@@ -71,10 +91,12 @@ class PostgreSQL:
         finally:
             await asyncio.shield(connection.close())
 
-    def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run(
-            [self._programs / program, *arguments], check=True, capture_output=True, cwd="/", **self._as_user()
-        )
+    def _run(self, program: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [self._programs / program, *arguments], check=True, capture_output=True, text=True, cwd="/",
+            **self._as_user(),
+        )  # fmt: skip
+        return str(done.stdout)
 
     def _as_user(self) -> dict[str, object]:
         if self._user is None:

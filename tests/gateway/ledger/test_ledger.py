@@ -12,7 +12,7 @@ from gateway.ledger.journal import SUFFIX
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.null import NullLedger
 from gateway.store.database import Store
-from gateway.store.usage import rebuild_daily
+from gateway.store.usage_daily import rebuild_daily
 from gateway.types import Units
 from tests.gateway.ledger.support import (
     CountingTriton,
@@ -446,9 +446,45 @@ async def test_the_books_balance_over_many_calls(make_ledger, store, triton):
 
 async def test_an_imbalance_is_flagged(make_ledger, triton):
     ledger = await make_ledger(interval_s=0.01)
+    await until(lambda: ledger.compared.get("sentiment"))
     await serve(ledger)
     triton.infer("sentiment", 6)
     await until(lambda: ledger.imbalance["sentiment"] == 5)
+
+
+async def test_gateways_on_one_triton_have_one_set_of_books(make_ledger, triton):
+    ledgers = [await make_ledger(interval_s=0.02) for _ in range(3)]
+    await until(lambda: all(ledger.compared.get("sentiment") for ledger in ledgers))
+
+    async def client(ledger):
+        for index in range(60):
+            call = make_call(rows=1 + index % 3)
+            await ledger.reserve(call)
+            triton.infer("sentiment", call.units.rows)
+            await asyncio.sleep(0.005)
+            await ledger.finish(call, "completed", 200)
+
+    await asyncio.gather(*(client(ledger) for ledger in ledgers for _ in range(3)))
+    await asyncio.gather(*(ledger.flush() for ledger in ledgers))
+    # Not one of them asked for these: each sees it, and nothing else.
+    triton.infer("sentiment", 4)
+    await until(lambda: [ledger.imbalance["sentiment"] for ledger in ledgers] == [4, 4, 4])
+
+
+async def test_a_killed_gateways_calls_are_missing_until_its_journal_is_replayed(make_ledger, triton, settings):
+    survivor = await make_ledger(interval_s=0.02, data_dir=settings.data_dir / "other")
+    victim = await make_ledger()  # writes nothing by itself
+    await until(lambda: survivor.compared.get("sentiment"))
+    for _ in range(5):
+        triton.infer("sentiment", 2)
+        await serve(victim, rows=2)
+    in_flight = make_call(rows=3)
+    await victim.reserve(in_flight)
+    triton.infer("sentiment", 3)
+    abandon(victim)
+    await until(lambda: survivor.imbalance["sentiment"] == 13)
+    await make_ledger(interval_s=0.02)
+    await until(lambda: survivor.imbalance["sentiment"] == 0)
 
 
 async def test_settings_decide_when_answers_wait_for_the_disk(make_ledger):

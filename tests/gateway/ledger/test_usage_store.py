@@ -9,18 +9,19 @@ from decimal import Decimal
 import msgspec
 import pytest
 
+from gateway.store import usage_totals
 from gateway.store.database import Store
 from gateway.store.usage import (
     NotFreshError,
     Settlement,
     abandoned,
-    day_of,
     newer,
     open_records,
-    rebuild_daily,
     write,
 )
+from gateway.store.usage_daily import day_of, rebuild_daily
 from gateway.store.usage_reports import latest, parse_day, summary
+from gateway.store.usage_totals import RecordedRows
 from tests.gateway.ledger.support import fetch, make_record
 
 SUMS = "SELECT sum(requests), sum(tokens), sum(cost_pico_usd) FROM usage_daily"
@@ -236,3 +237,41 @@ def test_days_as_people_write_them(text, day):
 def test_what_is_no_day_is_refused(text):
     with pytest.raises(ValueError, match=r"."):
         parse_day(text, dt.date(2026, 3, 1))
+
+
+async def test_totals_by_model_follow_every_change(store):
+    first, second = make_record(state="reserved", rows=4), make_record(model="qa", rows=2)
+    await put(store, [first, second])
+    async with store.read() as connection:
+        assert await usage_totals.recorded(connection) == {
+            "sentiment": RecordedRows(reserved=4),
+            "qa": RecordedRows(completed=2),
+        }
+    await put(store, [msgspec.structs.replace(first, state="unknown")])
+    await put(store, [msgspec.structs.replace(first, state="completed", rows=3)])
+    await put(store, [msgspec.structs.replace(first, state="completed", rows=3)])
+    await put(store, [make_record(state="client_closed", rows=5), make_record(state="failed", rows=6)])
+    async with store.read() as connection:
+        assert (await usage_totals.recorded(connection))["sentiment"] == RecordedRows(completed=3, other=11)
+
+
+async def test_totals_are_made_anew_from_the_records(store):
+    await put(store, [make_record(rows=4), make_record(state="reserved", rows=1)])
+    async with store.write() as connection:
+        assert await usage_totals.rebuild(connection) == []
+        await connection.exec_driver_sql("UPDATE usage_totals SET rows = 9 WHERE state = 'completed'")
+        (wrong,) = await usage_totals.rebuild(connection)
+        assert (wrong["state"], wrong["before"], wrong["after"]) == ("completed", (1, 9), (1, 4))
+        assert await usage_totals.rebuild(connection) == []
+
+
+async def test_totals_are_there_after_an_upgrade(store):
+    await put(store, [make_record(rows=4), make_record(rows=1), make_record(model="qa", state="failed", rows=2)])
+    await store.migrate("0001")
+    await store.migrate()
+    async with store.write() as connection:
+        assert await usage_totals.recorded(connection) == {
+            "sentiment": RecordedRows(completed=5),
+            "qa": RecordedRows(other=2),
+        }
+        assert await usage_totals.rebuild(connection) == []

@@ -317,7 +317,12 @@ class LocalModels:
             request.model, "1", tuple(from_numpy(name, array) for name, array in zip(wanted, arrays, strict=True))
         )
 
-    async def infer(self, request: InferenceRequest, signature: Signature, deadline_ns: int | None) -> InferenceResult:
+    def check(self, request: InferenceRequest, signature: Signature, deadline_ns: int | None, tenant: str = "") -> None:
+        """Nobody has to wait."""
+
+    async def infer(
+        self, request: InferenceRequest, signature: Signature, deadline_ns: int | None, tenant: str = ""
+    ) -> InferenceResult:
         """What the coalescer does."""
         signature.check(request)
         await asyncio.sleep(0)

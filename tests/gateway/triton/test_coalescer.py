@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gateway.errors import DeadlineExceeded, Unavailable
-from gateway.triton.client import ModelFailed
 from gateway.triton.coalescer import Coalescer
+from gateway.triton.failures import ModelFailed
 from gateway.triton.signature import Signature, TensorSignature
 from gateway.triton.tensors import from_numpy, to_numpy
 from gateway.types import InferenceRequest, InferenceResult

@@ -1,0 +1,181 @@
+"""The pool's judgement: who is given a request, what is held against whom, and how often it tries again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError, Unavailable
+from gateway.triton.failures import ModelFailed, ModelNotReady, NotExecuted
+from gateway.triton.pool import Pool, RetryBudget
+from gateway.triton.tensors import from_numpy
+from gateway.types import InferenceRequest, InferenceResult
+
+REQUEST = InferenceRequest("m", (from_numpy("x", np.zeros((1, 1), dtype=np.float32)),))
+RESULT = InferenceResult("m", "1", ())
+
+
+class Server:
+    """Stands where a Triton stands: answers as it is told."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.calls = 0
+        self.fault: Callable[[], GatewayError] | None = None
+        self.models = frozenset({("m", "1")})
+        self.reconnects = 0
+
+    async def infer(self, request: InferenceRequest, timeout_s: float | None, metadata: Any = ()) -> InferenceResult:
+        self.calls += 1
+        await asyncio.sleep(0)
+        if self.fault is not None:
+            raise self.fault()
+        return RESULT
+
+    async def ready_models(self, timeout_s: float) -> frozenset[tuple[str, str]]:
+        if self.fault is not None:
+            raise self.fault()
+        return self.models
+
+    async def ask(self, method: str, message: Any, timeout_s: float) -> Any:
+        return service_pb2.ModelConfigResponse(config=model_config_pb2.ModelConfig(name=message.name))
+
+    def reconnect(self) -> None:
+        self.reconnects += 1
+
+    async def close(self) -> None:
+        pass
+
+
+async def pool_of(count: int, **options: Any) -> tuple[Pool, list[Server]]:
+    pool = Pool([f"127.0.0.1:{port + 1}" for port in range(count)], **options)
+    servers = []
+    for member in pool.members:
+        await member.server.close()
+        server = Server(member.name)
+        member.server = server  # type: ignore[assignment]
+        servers.append(server)
+        await pool._probe(member)
+    return pool, servers
+
+
+async def test_nothing_was_executed_so_the_other_server_is_asked_once() -> None:
+    pool, (first, second) = await pool_of(2)
+    first.fault = lambda: NotExecuted("gone")
+    for _ in range(4):
+        assert await pool.infer(REQUEST) is RESULT
+    assert first.calls <= 1
+    second.fault = lambda: NotExecuted("gone")
+    with pytest.raises(Unavailable):
+        await pool.infer(REQUEST)
+
+
+async def test_what_may_have_been_executed_is_not_repeated() -> None:
+    pool, servers = await pool_of(2)
+    for server in servers:
+        server.fault = lambda: BadUpstream("broke")
+    with pytest.raises(BadUpstream):
+        await pool.infer(REQUEST)
+    assert sum(server.calls for server in servers) == 1
+
+
+async def test_a_model_that_one_server_does_not_have_leaves_its_others_there() -> None:
+    pool, (first, second) = await pool_of(2)
+    first.models = second.models = frozenset({("m", "1"), ("n", "1")})
+    for member in pool.members:
+        await pool._probe(member)
+    first.fault = lambda: ModelNotReady("not ready")
+    for _ in range(5):
+        assert await pool.infer(REQUEST) is RESULT
+    assert first.calls <= 1
+    first.fault = None
+    assert pool.members[0].ready <= {("n", "1"), ("m", "1")}
+    assert ("n", "1") in pool.members[0].ready
+
+
+async def test_failing_models_and_short_deadlines_eject_nobody_broken_connections_do() -> None:
+    pool, (first, second) = await pool_of(2, eject_after=3)
+    for fault in (lambda: ModelFailed("raised"), lambda: DeadlineExceeded("late")):
+        first.fault = second.fault = fault
+        for _ in range(20):
+            with pytest.raises(GatewayError):
+                await pool.infer(REQUEST)
+    now = time.monotonic()
+    assert all(member.ejected_until < now for member in pool.members)
+    first.fault, second.fault = (lambda: BadUpstream("broke")), None
+    broken = 0
+    for _ in range(60):
+        try:
+            await pool.infer(REQUEST)
+        except BadUpstream:
+            broken += 1
+    assert broken == 3
+    assert pool.members[0].ejected_until > now
+
+
+async def test_no_more_than_half_of_the_servers_rest_at_once() -> None:
+    pool, servers = await pool_of(4, eject_after=1)
+    for server in servers:
+        server.fault = lambda: BadUpstream("broke")
+    for _ in range(40):
+        with pytest.raises(BadUpstream):
+            await pool.infer(REQUEST)
+    now = time.monotonic()
+    assert sum(member.ejected_until > now for member in pool.members) == 2
+
+
+async def test_a_server_that_does_not_answer_probes_is_asked_last_and_then_lost() -> None:
+    pool, (first, second) = await pool_of(2, eject_after=3)
+    first.fault = lambda: DeadlineExceeded("silent")
+    await pool._probe(pool.members[0])
+    calls = first.calls
+    for _ in range(10):
+        await pool.infer(REQUEST)
+    assert first.calls == calls
+    await pool._probe(pool.members[0])
+    assert pool.members[0].up
+    await pool._probe(pool.members[0])
+    assert not pool.members[0].up
+    assert first.reconnects == 1
+    first.fault = None
+    await pool._probe(pool.members[0])
+    assert pool.members[0].up
+    del second
+
+
+async def test_a_lone_server_that_is_slow_to_answer_probes_is_still_asked() -> None:
+    pool, (only,) = await pool_of(1)
+    only.fault = lambda: DeadlineExceeded("slow")
+    await pool._probe(pool.members[0])
+    only.fault = None
+    assert await pool.infer(REQUEST) is RESULT
+
+
+async def test_signatures_stay_in_use_while_they_are_asked_for_again() -> None:
+    pool, (only,) = await pool_of(1)
+    seen: list[str] = []
+    ask = only.ask
+
+    async def slowly(method: str, message: Any, timeout_s: float) -> Any:
+        seen.append(pool.signature("m").model)  # what a request finds meanwhile
+        return await ask(method, message, timeout_s)
+
+    only.ask = slowly  # type: ignore[method-assign]
+    await pool.ask_all("RepositoryModelLoad", type("Message", (), {"name": "m"})())
+    assert seen == ["m", "m"]
+
+
+async def test_retries_are_a_tenth_of_requests() -> None:
+    budget = RetryBudget(0.1, reserve=10)
+    assert sum(budget.withdraw() for _ in range(100)) == 10
+    taken = 0
+    for _ in range(1000):
+        budget.deposit()
+        taken += budget.withdraw()
+    assert 95 <= taken <= 100

@@ -1,0 +1,223 @@
+"""What faults are done to: Tritons with the model ``recorder``, and ``tidegate serve`` before them, as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import yaml
+
+from embedded.launcher import EmbeddedTriton
+
+ROOT = Path(__file__).parents[3]
+Poll = Callable[..., None]
+
+_RECIPE: dict[str, Any] = {
+    "title": "Recorder", "description": "Writes down what it executes.", "architecture": "none", "format": "onnx",
+    "source": {"kind": "builtin", "name": "recorder"}, "licence": "Apache-2.0",
+    "inputs": [{"name": "INPUT", "datatype": "FP64", "shape": [2]}],
+    "outputs": [{"name": "OUTPUT", "datatype": "FP64", "shape": [1]}],
+}  # fmt: skip
+_CARD: dict[str, Any] = {
+    "built_at": "2026-01-01T00:00:00Z", "build_seconds": 0, "model_file": "1/model.onnx", "model_bytes": 0,
+    "model_sha256": "", "recipe_sha256": "", "parity_max_abs_error": 0, "parity_cases": 0, "golden_passed": 0,
+    "versions": {},
+}  # fmt: skip
+
+
+def write_recorder(repository: Path, name: str = "recorder", max_batch_size: int = 16) -> Path:
+    """The folder of a model ``name`` that Triton's own Python backend runs."""
+    folder = repository / name
+    (folder / "1").mkdir(parents=True)
+    batching = "dynamic_batching { }" if max_batch_size else ""
+    dims = ("[ 2 ]", "[ 1 ]") if max_batch_size else ("[ -1, 2 ]", "[ -1, 1 ]")
+    (folder / "config.pbtxt").write_text(
+        f'backend: "python"\nmax_batch_size: {max_batch_size}\n'
+        f'input {{ name: "INPUT" data_type: TYPE_FP64 dims: {dims[0]} }}\n'
+        f'output {{ name: "OUTPUT" data_type: TYPE_FP64 dims: {dims[1]} }}\n'
+        f"instance_group {{ count: 1 kind: KIND_CPU }}\n{batching}\n"
+    )
+    shutil.copy(Path(__file__).with_name("recorder.py"), folder / "1" / "model.py")
+    (folder / "1" / "model.onnx").touch()  # what the card names
+    recipe = _RECIPE | {"name": name, "max_batch_size": max_batch_size}
+    (folder / "model.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "card.json").write_text(json.dumps(_CARD))
+    return folder
+
+
+def write_matmul(repository: Path, *, layers: int = 800, width: int = 1024, max_batch_size: int = 4) -> None:
+    """A model ``matmul`` without a recipe, that keeps one core busy: OUTPUT is the first value of INPUT."""
+    folder = repository / "matmul"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(
+        f'backend: "onnxruntime"\ndefault_model_filename: "model.onnx"\nmax_batch_size: {max_batch_size}\n'
+        'input { name: "INPUT" data_type: TYPE_FP32 dims: [ 4 ] }\n'
+        'output { name: "OUTPUT" data_type: TYPE_FP32 dims: [ 1 ] }\n'
+        "instance_group { count: 1 kind: KIND_CPU }\ndynamic_batching { }\n"
+        'parameters { key: "intra_op_thread_count" value { string_value: "1" } }\n'
+    )
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    weights = [
+        numpy_helper.from_array(np.eye(4, width, dtype=np.float32), "IN"),
+        numpy_helper.from_array(np.eye(width, dtype=np.float32), "W"),
+        numpy_helper.from_array(np.eye(width, 1, dtype=np.float32), "OUT"),
+    ]
+    nodes = [helper.make_node("MatMul", ["INPUT", "IN"], ["x0"])]
+    nodes += [helper.make_node("MatMul", [f"x{i}", "W"], [f"x{i + 1}"]) for i in range(layers)]
+    nodes.append(helper.make_node("MatMul", [f"x{layers}", "OUT"], ["OUTPUT"]))
+    floats = onnx.TensorProto.FLOAT
+    inputs = [helper.make_tensor_value_info("INPUT", floats, ["batch", 4])]
+    outputs = [helper.make_tensor_value_info("OUTPUT", floats, ["batch", 1])]
+    graph = helper.make_graph(nodes, "matmul", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(folder / "1" / "model.onnx"))
+
+
+class RecordingTriton(EmbeddedTriton):
+    """A Triton whose models write what they execute to ``record``."""
+
+    def __init__(self, repository: Path, folder: Path, collector: str, models: tuple[str, ...] = ("recorder",)) -> None:
+        """``collector`` is the URL that spans of requests with a trace context, and of no others, are sent to."""
+        self.record = folder / "executed"
+        trace = ("mode=opentelemetry", "rate=0", "level=TIMESTAMPS", f"opentelemetry,url={collector}")
+        super().__init__(
+            repository, folder / "triton", models, 0, 0, 0, environment={"RECORDER_FILE": str(self.record)},
+            extra_arguments=[f"--trace-config={option}" for option in trace],
+        )  # fmt: skip
+
+    def executed(self) -> Counter[int]:
+        """How often each number was executed here."""
+        return Counter(map(int, self.record.read_text().split())) if self.record.exists() else Counter()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        pid = self.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    def revive(self, poll: Poll) -> None:
+        """Start it again after :meth:`kill`, on the same ports."""
+        poll(lambda: self.poll() is not None, 30, "Triton's end")
+        poll(self.ensure_running, 60, "Triton's restart")
+
+    def freeze(self) -> None:
+        """SIGSTOP: its port still takes connections, and nobody answers."""
+        pid = self.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        pid = self.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGCONT)
+
+
+class GatewayProcess:
+    """``tidegate serve`` on free ports with its own data folder, and the operator's key."""
+
+    def __init__(self, folder: Path, repository: Path, tritons: str, poll: Poll, **settings: str) -> None:
+        self.folder = folder
+        self._poll = poll
+        self._ready_file = folder / "gateway.json"
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
+        self.environment |= {
+            "TIDEGATE_DATA_DIR": str(folder / "data"), "TIDEGATE_MODEL_REPOSITORY": str(repository),
+            "TIDEGATE_PORT": "0", "TIDEGATE_GRPC_PORT": "0", "TIDEGATE_ADMIN_PORT": "0",
+            "TIDEGATE_TRITON_URLS": tritons,
+        }  # fmt: skip
+        self.environment |= {f"TIDEGATE_{name.upper()}": value for name, value in settings.items()}
+        self.key = ""
+        self.log_file = folder / "gateway.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = self.grpc_address = self.metrics_url = ""
+
+    def bootstrap(self) -> GatewayProcess:
+        """Make the operator's key in its database."""
+        done = subprocess.run(
+            [sys.executable, "-m", "tidegate", "keys", "bootstrap", "--json"],
+            env=self.environment, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        self.key = str(json.loads(done.stdout)["key"])
+        return self
+
+    def start(self) -> GatewayProcess:
+        """Run it and wait until it listens."""
+        self._ready_file.unlink(missing_ok=True)
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tidegate", "serve", "--ready-file", str(self._ready_file)],
+                env=self.environment, stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
+            )  # fmt: skip
+        process = self._process
+        self._poll(lambda: self._ready_file.exists() or process.poll() is not None, 60, "the gateway's start")
+        assert process.poll() is None, self.log_file.read_text()
+        where = json.loads(self._ready_file.read_text())
+        self.url, self.grpc_address = f"http://{where['http']}", where["grpc"]
+        self.metrics_url = f"http://{where['admin']}/metrics"
+        return self
+
+    def make_key(self, project: str, **fields: Any) -> str:
+        """A key with the scope ``infer`` of a project, which is made if it is not there."""
+        with httpx.Client(base_url=self.url, headers=self.headers, timeout=30) as client:
+            made = client.post("/admin/projects", json={"name": project})
+            assert made.status_code in {201, 409}, made.text
+            issued = client.post("/admin/keys", json={"project": project, **fields})
+            assert issued.status_code == 201, issued.text
+            return str(issued.json()["key"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The operator's key as a header."""
+        return {"authorization": f"Bearer {self.key}"}
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The running process."""
+        assert self._process is not None
+        return self._process
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        process = self.process
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
+        return int(process.returncode)
+
+    def usage(self) -> dict[str, tuple[str, int, int]]:
+        """What the usage table holds: state, status and pico-USD billed, by usage id."""
+        return {
+            row[0]: row[1:] for row in self.query("SELECT usage_id, state, status, billed_pico_usd FROM usage_records")
+        }
+
+    def audit(self, action: str) -> list[tuple[str, str, str]]:
+        """Actor, object and result of every audit record of ``action``, oldest first."""
+        return self.query("SELECT actor, object, result FROM audit_records WHERE action = ? ORDER BY sequence", action)
+
+    def query(self, text: str, *values: Any) -> list[Any]:
+        """Rows of its SQLite database."""
+        path = Path(self.environment["TIDEGATE_DATA_DIR"]) / "tidegate.db"
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+        try:
+            return connection.execute(text, values).fetchall()
+        finally:
+            connection.close()
