@@ -78,7 +78,8 @@ def test_overhead_measures_both_ways_over_both_protocols(stack: Stack) -> None:
         ("http", 1), ("http", 4), ("grpc", 1), ("grpc", 4),
     ]  # fmt: skip
     for item in found:
-        direct, gateway = item["legs"]
+        direct, gateway, *floor = item["legs"]
+        assert [leg["name"] for leg in floor] == (["floor"] if item["protocol"] == "http" else [])
         assert direct["faults"] == gateway["faults"] == 0, (direct["fault"], gateway["fault"])
         ratio = gateway["ratio"]
         assert 0 < ratio["low"] <= ratio["value"] <= ratio["high"]

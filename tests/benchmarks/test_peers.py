@@ -64,7 +64,7 @@ def test_the_plain_way_answers_one_and_many_alike(repository: Path) -> None:
 
 def test_the_ceiling_program_measures_as_often_as_asked(repository: Path) -> None:
     with ceiling("imagenet", repository, 1) as program:
-        assert program.way["batch"] >= 8
+        assert program.way["batch"] >= 1
         assert program.run(0.2) > 0
         assert program.run(0.2) > 0
 

@@ -173,15 +173,20 @@ def test_65_a_hundred_at_once_with_a_budget_for_one(
     invariants: Invariants, tenant: Callable[..., Tenant], poll: Callable[..., None]
 ) -> None:
     poor = tenant()
-    poor.budget("0.000015")  # what is reserved for a request at the least is 0.00001
-    with invariants.case(usage={"completed": 1}) as case:
+    # At least 0.00001 is reserved for a request as long as nothing is known of the model's cost; what is measured
+    # later may let several into the same budget. Either way nobody spends more than there is.
+    poor.budget("0.000015")
+    usage = {"completed": 0}
+    with invariants.case(usage=usage) as case:
         answers = poor.volley(100)
-        assert Counter(answer.status_code for answer in answers) == {200: 1, 402: 99}
+        counted = Counter(answer.status_code for answer in answers)
+        assert set(counted) <= {200, 402}
+        assert counted[200] >= 1
+        usage["completed"] = counted[200]
         for answer in answers:
             if answer.status_code == 402:
                 case.refused(answer, 402, "oip")
-    (record,) = poor.records(1, poll)
-    assert float(record["billed_usd"]) <= 0.000015
+    assert sum(float(record["billed_usd"]) for record in poor.records(counted[200], poll)) <= 0.000015
 
 
 def test_66_a_batch_counts_as_its_rows(
