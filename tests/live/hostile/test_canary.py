@@ -23,6 +23,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from embedded.launcher import serving
 from gateway.access import keyformat
 from tests.live.hostile.invariants import GOOD
 from tests.live.hostile.second import Second, second_gateway
@@ -30,6 +31,7 @@ from tests.live.hostile.wire import request, talk
 
 pytestmark = pytest.mark.live
 
+ROOT = Path(__file__).parents[3]
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 PARTS = ("{}", "../{}", "x{}y")
 
@@ -76,9 +78,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def second(stack: Any, folder: Path, collector: Collector) -> Iterator[Second]:
+def second(folder: Path, collector: Collector) -> Iterator[Second]:
+    """Before a Triton of its own: what it infers on the shared one, the shared gateway's books would rightly miss."""
     settings = {"log_level": "debug", "otlp_endpoint": collector.url, "otlp_ratio": 1.0}
-    with second_gateway(folder / "data", stack.triton["grpc"], models="identity,digits", **settings) as running:
+    with (
+        serving(ROOT / "model_repository", folder / "triton", ["identity", "digits"]) as triton,
+        second_gateway(folder / "data", triton.grpc_url, models="identity,digits", **settings) as running,
+    ):
         yield running
 
 
