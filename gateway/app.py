@@ -109,6 +109,7 @@ class Gateway:
         path = scope["path"]
         if self.draining:
             send = _ending_connection(send)
+            scope = {**scope, "extensions": {}}  # everything is sent by way of it
             if self.closing and not path.startswith("/healthz/"):
                 await self._refuse_new(scope, send)
                 return

@@ -7,9 +7,9 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Any, Literal, Protocol, TypeVar
 
+from msgspec.structs import replace
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.access.idempotency import Answer, Idempotency

@@ -11,10 +11,11 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.errors import (
     ClientTimeout,
@@ -30,6 +31,9 @@ Refusal = tuple[list[tuple[bytes, bytes]], bytes]
 """Headers and body of an error's answer."""
 Refuse = Callable[[bytes, list[tuple[bytes, bytes]], str, GatewayError], Refusal]
 """How a request that cannot be parsed is answered: its path and headers so far, the client's address, why."""
+
+WHOLE_ANSWER = "tidegate.http.whole_answer"
+"""The ASGI extension of this transport: its member ``send`` sends status, headers and body at once."""
 
 LINGER_S = 5.0
 MIN_DRAIN_BYTES = 16 * 1024
@@ -243,6 +247,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         super().on_headers_complete()
         self.cycle.transport = self._outlet  # type: ignore[assignment]
+        self.scope["extensions"] = {WHOLE_ANSWER: {"send": partial(self._answer, self.cycle)}}
 
     def on_chunk_header(self) -> None:
         """One more chunk of the body."""
@@ -274,6 +279,35 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self._ended_at is None:
             super().on_response_complete()
+
+    def _answer(
+        self, cycle: RequestResponseCycle, status: int, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> bool:
+        """Send a whole answer in one write: what two ``send`` of ASGI do, for a fraction of their cost.
+
+        ``headers`` are lower-case and say neither ``connection`` nor how long the body is. False, and nothing is
+        sent, while the client is too slow to take more: the answer has to be sent by way of ``send`` then.
+        """
+        if cycle.flow.write_paused or cycle.response_started:
+            return False
+        if cycle.disconnected:
+            return True
+        length = b"%d" % len(body)
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        head = b"%bcontent-length: %b\r\n%b%b" % (
+            STATUS_LINE[status], length, b"".join(lines), b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+        )  # fmt: skip
+        ends = len(lines) + (3 if cycle.keep_alive else 4)
+        if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
+            raise RuntimeError("Invalid HTTP header value.")
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        self._outlet.write(head if cycle.scope["method"] == "HEAD" else head + body)
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self._outlet.close()
+        cycle.on_response()
+        return True
 
     def _should_upgrade(self) -> bool:
         return False

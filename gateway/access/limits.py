@@ -14,6 +14,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.types import Units
@@ -86,8 +87,7 @@ class Gate:
     """The ``RateLimit-Policy`` header, in the order of ``rates`` and ``caps``."""
 
 
-@dataclass(slots=True, frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What a limiter says to a request."""
 
     refused: Rate | Cap | None

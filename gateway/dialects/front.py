@@ -25,6 +25,7 @@ from gateway.dialects.http import Dialect, Request, Response, Route
 from gateway.dialects.routing import Router
 from gateway.errors import ClientClosed, GatewayError, Internal, Malformed, NotAcceptable
 from gateway.pipeline import Pipeline
+from gateway.transport import WHOLE_ANSWER
 from gateway.types import Call
 
 log = structlog.get_logger(__name__)
@@ -65,9 +66,7 @@ class Front:
         """Serve one request."""
         usage_id = str(uuid_utils.uuid7())
         call = Call(usage_id, usage_id, "plain", "unknown", client_address=_address(scope))
-        dialect: Dialect = self._plain
         try:
-            dialect = self._router.dialect_of(scope["raw_path"]) or dialect
             response = await self._answer(scope, receive, call)
             if isinstance(response.body, bytes):
                 call.bytes_out = len(response.body)
@@ -77,19 +76,19 @@ class Front:
             self._finished(call, error.status)
             return
         except GatewayError as error:
-            response = await self._failed(dialect, error, call)
+            response = await self._failed(scope, error, call)
         except asyncio.CancelledError as error:
             await self._pipeline.close(call, error)
             self._finished(call, ClientClosed.status)
             raise
         except Exception as error:
             log.exception("request.failed", request_id=call.request_id, operation=call.operation)
-            response = await self._failed(dialect, error, call)
+            response = await self._failed(scope, error, call)
         if isinstance(response.body, bytes):
             await self._send(scope, send, call, response)
             self._finished(call, response.status)
         else:
-            await self._stream(scope, receive, send, dialect, call, response)
+            await self._stream(scope, receive, send, call, response)
 
     def refuse(
         self, raw_path: bytes, headers: list[tuple[bytes, bytes]], client_address: str, error: GatewayError
@@ -102,24 +101,26 @@ class Front:
         call = Call(usage_id, usage_id, "plain", "unknown", client_address=client_address)
         wanted = [value.decode("latin-1") for name, value in headers if name == b"x-request-id"]
         call.request_id = (acceptable_request_id(wanted[0]) if len(wanted) == 1 else None) or usage_id
-        dialect = self._router.dialect_of(raw_path) or self._plain
+        dialect = self._dialect(raw_path)
         call.dialect = dialect.name
         response = self._encode_error(dialect, error, call)
         self._finished(call, error.status)
         return self._headers(call, response), response.body if isinstance(response.body, bytes) else b""
 
-    async def _failed(self, dialect: Dialect, error: Exception, call: Call) -> Response:
+    def _dialect(self, raw_path: bytes) -> Dialect:
+        """Whose error body a request to ``raw_path`` gets."""
+        return self._router.dialect_of(raw_path) or self._plain
+
+    async def _failed(self, scope: Any, error: Exception, call: Call) -> Response:
         """Close ``call`` and say what went wrong; that it could not be recorded, if even that went wrong."""
         try:
             await self._pipeline.close(call, error)
         except GatewayError as unrecorded:
             error = unrecorded
         public = error if isinstance(error, GatewayError) else Internal("internal error")
-        return self._encode_error(dialect, public, call)
+        return self._encode_error(self._dialect(scope["raw_path"]), public, call)
 
-    async def _stream(
-        self, scope: Any, receive: Any, send: Any, dialect: Dialect, call: Call, response: Response
-    ) -> None:
+    async def _stream(self, scope: Any, receive: Any, send: Any, call: Call, response: Response) -> None:
         """Send a response whose parts are still being made; its call is closed when the last has gone.
 
         The first part is awaited before the status goes, so that an error before it gets its own status.
@@ -155,7 +156,7 @@ class Front:
         except Exception as error:
             if not isinstance(error, GatewayError):
                 log.exception("request.failed", request_id=call.request_id, operation=call.operation)
-            failure = await self._failed(dialect, error, call)
+            failure = await self._failed(scope, error, call)
             if not begun:
                 await self._send(scope, send, call, failure)
             # A response that has begun is left incomplete, which makes the server cut the connection.
@@ -226,7 +227,11 @@ class Front:
     async def _send(self, scope: Any, send: Any, call: Call, response: Response) -> None:
         body = response.body if isinstance(response.body, bytes) else b""
         headers = self._headers(call, response)
-        headers.append((b"content-length", str(len(body)).encode()))
+        at_once = scope["extensions"].get(WHOLE_ANSWER) if "extensions" in scope else None
+        ends = "Connection" in response.headers  # which only ``send`` understands
+        if at_once is not None and not ends and at_once["send"](response.status, headers, body):
+            return
+        headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -234,8 +239,9 @@ class Front:
         headers = [(b"x-request-id", call.request_id.encode("latin-1"))]
         if response.media_type:
             headers.append((b"content-type", response.media_type.encode("latin-1")))
-        for name, value in (*response.headers.items(), *call.headers.items()):
-            headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+        for extra in (response.headers, call.headers):
+            for name, value in extra.items():
+                headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
         if call.model and response.status == 200:
             headers += _metered(call)
         headers.append((b"server-timing", _server_timing(call)))
@@ -263,33 +269,43 @@ async def _unless_client_goes(handler: Awaitable[T], receive: Any) -> T:
 
     Watching costs a task, so it begins only when a request has been in flight for a while.
     """
-    task = this_task()
-    loop = asyncio.get_running_loop()
-    gone = False
-    watcher: asyncio.Task[None] | None = None
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        task.cancel()
-
-    def begin() -> None:
-        nonlocal watcher
-        watcher = loop.create_task(watch())
-
-    timer = loop.call_later(_DISCONNECT_WATCH_S, begin)
+    watch = _Watch(this_task(), receive)
     try:
         return await handler
     except asyncio.CancelledError:
-        if gone:
+        if watch.gone:
             raise ClientClosed("the client went away") from None
         raise
     finally:
-        timer.cancel()
-        if watcher is not None:
-            watcher.cancel()
+        watch.end()
+
+
+class _Watch:
+    """Cancels ``task`` when its client disconnects."""
+
+    __slots__ = ("_receive", "_task", "_timer", "_watcher", "gone")
+
+    def __init__(self, task: asyncio.Task[Any], receive: Any) -> None:
+        self._task = task
+        self._receive = receive
+        self._watcher: asyncio.Task[None] | None = None
+        self.gone = False
+        self._timer = task.get_loop().call_later(_DISCONNECT_WATCH_S, self._begin)
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = self._task.get_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._task.cancel()
 
 
 def _address(scope: Any) -> str:

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from gateway.errors import GatewayError
 from gateway.types import Call, Scope
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """An HTTP request whose body has been read within the limits and decompressed."""
 
     method: str
@@ -32,13 +33,12 @@ class Request:
         return value.partition(";")[0].strip().lower() if value else None
 
 
-@dataclass(slots=True)
-class Response:
+class Response(msgspec.Struct, eq=False):
     """An answer: a whole body, or a stream of parts."""
 
     status: int
     body: bytes | AsyncIterator[bytes] = b""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = {}
     media_type: str | None = "application/json"
 
 

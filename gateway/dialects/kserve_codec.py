@@ -7,7 +7,7 @@ Shared by the HTTP and the gRPC dialect: what ``parameters`` may hold (:func:`cl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ from gateway.triton.tensors import (
     from_numpy,
     to_numpy,
 )
-from gateway.types import InferenceRequest, InferenceResult, ParameterValue, Tensor
+from gateway.types import Datatype, InferenceRequest, InferenceResult, ParameterValue, Tensor
 
 EXTENSIONS = (
     "classification", "model_repository", "model_repository(unload_dependents)", "schedule_policy",
@@ -33,6 +33,9 @@ EXTENSIONS = (
 )  # fmt: skip
 """Those of Triton's extensions that both transports have, by Triton's names."""
 MAX_CLASSES = 100_000
+_KNOWN_HEADERS = 512
+_KNOWN_BYTES = 1024
+"""Headers up to this size are decoded once and remembered, the most recently used ones."""
 _RESERVED_PREFIXES = ("sequence_", "shared_memory_", "triton_")
 _RESERVED = frozenset({"headers"})
 _OWN = frozenset({"priority", "timeout", "binary_data_output"})
@@ -58,8 +61,7 @@ class _Infer(msgspec.Struct, forbid_unknown_fields=True):
     outputs: list[_Output] = []
 
 
-@dataclass(slots=True, frozen=True)
-class OutputForm:
+class OutputForm(msgspec.Struct, frozen=True):
     """How one output is to be written."""
 
     binary: bool
@@ -67,25 +69,46 @@ class OutputForm:
     """Top-k classes instead of the tensor; 0: the tensor."""
 
 
-@dataclass(slots=True, frozen=True)
-class Encoding:
+class Encoding(msgspec.Struct, frozen=True):
     """How an answer is to be written: per output, and for the ones that were not named."""
 
     default: OutputForm = OutputForm(binary=False)
-    outputs: dict[str, OutputForm] = field(default_factory=dict)
+    outputs: dict[str, OutputForm] = {}
 
     def of(self, name: str) -> OutputForm:
         """The form of the output called ``name``."""
         return self.outputs.get(name, self.default)
 
 
-@dataclass(slots=True, frozen=True)
-class DecodedInfer:
+class DecodedInfer(msgspec.Struct, frozen=True):
     """An inference request and what else its message said."""
 
     request: InferenceRequest
     encoding: Encoding
     timeout_us: int | None = None
+
+
+class _Slot(msgspec.Struct, frozen=True):
+    """A binary tensor of a message: ``size`` bytes from ``begin`` on, behind the JSON."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    begin: int
+    size: int
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """A message's JSON, checked; everything in it but the bytes of its tensors."""
+
+    inputs: tuple[Tensor | _Slot, ...]
+    binary_bytes: int
+    outputs: tuple[str, ...]
+    id: str
+    parameters: dict[str, ParameterValue]
+    priority: int
+    timeout_us: int | None
+    encoding: Encoding
 
 
 def decode_infer(
@@ -105,42 +128,69 @@ def decode_infer(
         length = int(header_length)
         if length == 0:
             return _decode_raw(model, version, body, signature)
-    message = decode_json(body[:length], _Infer)
+    # In front of binary tensors a client writes the same header every time.
+    decode = _decode_known if header_length is not None and length <= _KNOWN_BYTES else _decode_header
+    header = decode(body[:length])
     tail = memoryview(body)[length:]
-    tensors, offset = [], 0
+    tensors = []
+    for item in header.inputs:
+        if isinstance(item, Tensor):
+            tensors.append(item)
+            continue
+        end = item.begin + item.size
+        if end > len(tail):
+            raise Malformed(f"the body ends before the tensor {item.name!r}")
+        tensors.append(Tensor(item.name, item.datatype, item.shape, tail[item.begin : end]))
+    if header.binary_bytes != len(tail):
+        raise Malformed(f"{len(tail) - header.binary_bytes} bytes follow the last tensor")
+    request = InferenceRequest(
+        model=model,
+        version=version,
+        inputs=tuple(tensors),
+        outputs=header.outputs,
+        id=header.id,
+        parameters=header.parameters,
+        priority=header.priority,
+    )
+    return DecodedInfer(request, header.encoding, header.timeout_us)
+
+
+def _decode_header(raw: bytes) -> _Header:
+    message = decode_json(raw, _Infer)
+    inputs: list[Tensor | _Slot] = []
+    offset = 0
     for item in message.inputs:
         size = item.parameters.get("binary_data_size")
         _only(item.parameters, ("binary_data_size",), f"input {item.name!r}")
         if size is None:
-            tensors.append(_from_json(item))
+            inputs.append(_from_json(item))
             continue
         if type(size) is not int or size < 0:
             raise Invalid(f"input {item.name!r}: binary_data_size is not a size", param=item.name)
         if item.data is not msgspec.UNSET:
             raise Invalid(f"input {item.name!r} has both data and binary_data_size", param=item.name)
-        if offset + size > len(tail):
-            raise Malformed(f"the body ends before the tensor {item.name!r}")
-        tensors.append(Tensor(item.name, _datatype(item), tuple(item.shape), tail[offset : offset + size]))
+        inputs.append(_Slot(item.name, _datatype(item), tuple(item.shape), offset, size))
         offset += size
-    if offset != len(tail):
-        raise Malformed(f"{len(tail) - offset} bytes follow the last tensor")
     parameters, priority, timeout_us = clean_parameters(message.parameters)
     if len({output.name for output in message.outputs}) != len(message.outputs):
         raise Invalid("an output is requested twice")
     binary = message.parameters.get("binary_data_output", False)
     if type(binary) is not bool:
         raise Invalid("binary_data_output is not true or false", param="binary_data_output")
-    request = InferenceRequest(
-        model=model,
-        version=version,
-        inputs=tuple(tensors),
+    forms = {output.name: output_form(output.name, output.parameters, default=binary) for output in message.outputs}
+    return _Header(
+        inputs=tuple(inputs),
+        binary_bytes=offset,
         outputs=tuple(output.name for output in message.outputs),
         id=message.id,
         parameters=parameters,
         priority=priority,
+        timeout_us=timeout_us,
+        encoding=Encoding(OutputForm(binary), forms),
     )
-    forms = {output.name: output_form(output.name, output.parameters, default=binary) for output in message.outputs}
-    return DecodedInfer(request, Encoding(OutputForm(binary), forms), timeout_us)
+
+
+_decode_known = lru_cache(maxsize=_KNOWN_HEADERS)(_decode_header)
 
 
 def _decode_raw(model: str, version: str, body: bytes, signature: Signature) -> DecodedInfer:

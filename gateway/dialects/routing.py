@@ -12,6 +12,8 @@ from gateway.dialects.http import Dialect, Route
 from gateway.errors import Malformed, MethodNotAllowed, NotFound
 
 MAX_PATH_BYTES = 4096
+_KNOWN_PATHS = 1024
+_KNOWN_PATH_BYTES = 256
 
 
 @dataclass(slots=True)
@@ -28,6 +30,8 @@ class Router:
     def __init__(self, dialects: Iterable[Dialect]) -> None:
         self._root = _Node()
         self._by_prefix: dict[str, Dialect] = {}
+        self._known: dict[tuple[str, bytes], tuple[Dialect, Route, dict[str, str]]] = {}
+        """What was found for short paths; forgotten altogether when there are too many."""
         for dialect in dialects:
             for route in dialect.routes:
                 self._add(dialect, route)
@@ -54,7 +58,18 @@ class Router:
         return self._by_prefix.get(raw_path.split(b"/", 2)[1].decode("latin-1")) if raw_path.startswith(b"/") else None
 
     def match(self, method: str, raw_path: bytes) -> tuple[Dialect, Route, dict[str, str]]:
-        """The route and its parameters. Raises ``NotFound``, ``MethodNotAllowed`` or ``Malformed``."""
+        """The route and its parameters, not to be changed. Raises ``NotFound``, ``MethodNotAllowed``, ``Malformed``."""
+        known = self._known.get((method, raw_path))
+        if known is not None:
+            return known
+        found = self._find(method, raw_path)
+        if len(raw_path) <= _KNOWN_PATH_BYTES:
+            if len(self._known) >= _KNOWN_PATHS:
+                self._known.clear()
+            self._known[method, raw_path] = found
+        return found
+
+    def _find(self, method: str, raw_path: bytes) -> tuple[Dialect, Route, dict[str, str]]:
         if len(raw_path) > MAX_PATH_BYTES:
             raise Malformed("the path is too long")
         node, params = self._root, {}

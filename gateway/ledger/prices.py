@@ -72,6 +72,7 @@ class Prices:
         self.version = prices.version
         self._unit = PICO * prices.usd_per_currency_unit
         self._standard = ModelPrice()
+        self._listed = frozenset(name for name, model in prices.models.items() if model.listed)
         for name, model in prices.models.items():
             if model.hardware not in prices.hardware:
                 raise PricesError(f"models.{name}.hardware: no hardware called {model.hardware!r}")
@@ -96,9 +97,9 @@ class Prices:
 
     def billed(self, model: str, *, tokens: int, pixels: int, rows: int, cost: int) -> int:
         """What a completed request is billed: its list price, or ``cost``; rows with pixels are images."""
-        price = self.list.models.get(model, self._standard)
-        if not price.listed:
+        if model not in self._listed:
             return cost
+        price = self.list.models[model]
         amount = price.per_request or 0.0
         amount += (price.per_1k_tokens or 0.0) * tokens / 1000
         amount += (price.per_image or 0.0) * (rows if pixels else 0)

@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError, Invalid, Unavailable
 from gateway.triton.failures import ModelFailed
 from gateway.triton.pace import Pace, Paces
@@ -34,8 +36,7 @@ when the model becomes slower for a moment; half of it keeps the model as busy.
 """
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
+class _Waiting(msgspec.Struct, eq=False):
     request: InferenceRequest
     deadline_ns: int | None
     future: asyncio.Future[InferenceResult]
@@ -336,7 +337,7 @@ def _lane_key(request: InferenceRequest) -> LaneKey:
         request.priority,
         request.outputs,
         tuple(sorted(request.parameters.items())) if request.parameters else (),
-        tuple((tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in request.inputs),
+        tuple([(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in request.inputs]),
     )
 
 
