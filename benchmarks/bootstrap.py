@@ -32,6 +32,11 @@ class Interval(msgspec.Struct, frozen=True):
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
+def middle(values: Sequence[float]) -> float:
+    """The plain median; 0 of nothing."""
+    return float(np.median(np.asarray(values, dtype=np.float64))) if len(values) else 0.0
+
+
 def median(values: Sequence[float], seed: int = 1) -> Interval:
     """The median over runs; NaN is left out."""
     found = np.asarray(values, dtype=np.float64)

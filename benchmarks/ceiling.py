@@ -24,9 +24,11 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.onnx_task import OnnxTask
+from benchmarks.tasks import FIRST
 from benchmarks.workloads import WORKLOADS
 
-ITEMS = 512
+TEXTS = 2048
+PICTURES = 512
 BATCHES = (1, 4, 8, 16, 32)
 TRIAL_S = 1.0
 
@@ -46,7 +48,8 @@ class Ceiling:
     def __init__(self, repository: Path, workload: str, seed: int) -> None:
         source = WORKLOADS[workload](seed)
         self._task = OnnxTask(repository / source.model)
-        self._bodies = [source.request(index).body for index in range(ITEMS)]
+        items = TEXTS if self._task.text else PICTURES
+        self._bodies = [source.request(index).body for index in range(FIRST, FIRST + items)]
         self._sessions = {1: self._task.session}
 
     def best_way(self) -> Way:

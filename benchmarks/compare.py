@@ -7,11 +7,12 @@ from typing import Literal
 import msgspec
 
 from benchmarks.bootstrap import Interval, change
+from benchmarks.repeatability import noise_floors
 from benchmarks.report.tables import points
 from benchmarks.runner import Results
 
 NOISE_FLOOR = 0.05
-"""A change below 5 % is never claimed, whatever its interval."""
+"""A change below 5 % is never claimed, whatever its interval; nor one below what A/A pairs differ by."""
 
 Word = Literal["better", "worse", "no difference", "too few runs", "INVALID"]
 
@@ -29,6 +30,8 @@ class Difference(msgspec.Struct, frozen=True):
 def differences(before: Results, after: Results) -> list[Difference]:
     """Points that are in both, in the order of the first."""
     old, new = points(before.measurements), points(after.measurements)
+    floors = noise_floors([*before.measurements, *after.measurements])
+    floor = max([NOISE_FLOOR, *(found.size for found in floors)])
     found = []
     for key in old:
         if key not in new:
@@ -44,15 +47,15 @@ def differences(before: Results, after: Results) -> list[Difference]:
             found.append(Difference(name, pair, None, latencies, "INVALID"))
             continue
         interval = change([item.goodput for item in left], [item.goodput for item in right])
-        found.append(Difference(name, pair, interval, latencies, verdict(interval)))
+        found.append(Difference(name, pair, interval, latencies, verdict(interval, floor)))
     return found
 
 
-def verdict(interval: Interval) -> Word:
+def verdict(interval: Interval, floor: float = NOISE_FLOOR) -> Word:
     """A change is claimed if its interval excludes 0 and it is larger than the noise floor."""
     if interval.low is None or interval.high is None:
         return "too few runs"
-    if abs(interval.value) < NOISE_FLOOR or interval.low <= 0 <= interval.high:
+    if abs(interval.value) < floor or interval.low <= 0 <= interval.high:
         return "no difference"
     return "better" if interval.value > 0 else "worse"
 

@@ -11,6 +11,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -20,8 +21,8 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def capture() -> dict[str, Any]:
-    """Machine, software, load before the start."""
+def capture(url: str | None = None) -> dict[str, Any]:
+    """Machine, software, load before the start; ``url`` is the system's address where it was not started here."""
     times = psutil.cpu_times()
     return {
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -41,11 +42,21 @@ def capture() -> dict[str, Any]:
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
         "before_start": {
             "load_average": os.getloadavg(),
-            "steal_share": round(getattr(times, "steal", 0.0) / max(1e-9, sum(times)), 5),
+            "steal_s": getattr(times, "steal", 0.0),
+            "total_s": round(sum(times), 2),
             "busy_share": psutil.cpu_percent(interval=1.0) / 100,
         },
-        "network": {"load_generator": "same host, loopback", "tls": False, "keep_alive": True},
+        "network": {"load_generator": _place(url), "tls": False, "keep_alive": True},
     }
+
+
+def _place(url: str | None) -> str:
+    """Where the load comes from, seen from the system."""
+    host = urlsplit(url if url and "//" in url else f"//{url or 'localhost'}").hostname or "localhost"
+    here = {address.address for found in psutil.net_if_addrs().values() for address in found}
+    if host == "localhost" or host.startswith("127.") or host in here:
+        return "same host; it shares the cores with the system it measures"
+    return f"this host; the system is at {host}, and the machine described here is not the system's"
 
 
 def _command() -> str:
@@ -55,14 +66,21 @@ def _command() -> str:
     return shlex.join([*shlex.split(program), *sys.argv[1:]])
 
 
-def noise(environment: dict[str, Any]) -> list[str]:
-    """What made the machine unfit for headline numbers; empty when it was quiet."""
+def noise(environment: dict[str, Any], after: dict[str, Any] | None = None) -> list[str]:
+    """What made the machine unfit for headline numbers; empty when it was quiet.
+
+    ``after`` is another :func:`capture`, made when the run had ended: someone may have begun meanwhile.
+    """
     before = environment["before_start"]
     reasons = []
+    if after is not None and after["before_start"]["busy_share"] > 0.1:
+        reasons.append(f"the machine was {after['before_start']['busy_share']:.0%} busy after the run had ended")
     if before["busy_share"] > 0.1:
         reasons.append(f"the machine was {before['busy_share']:.0%} busy before the run began")
-    if before["steal_share"] > 0.01:
-        reasons.append(f"the hypervisor stole {before['steal_share']:.1%} of the processor time")
+    if after is not None:
+        steal, total = (after["before_start"][name] - before[name] for name in ("steal_s", "total_s"))
+        if steal > 0.01 * total:
+            reasons.append(f"the hypervisor stole {steal / total:.1%} of the processor time during the run")
     return reasons
 
 

@@ -45,9 +45,7 @@ async def app(_scope: Any, receive: Any, send: Any) -> None:
 @contextmanager
 def serving(log: Path) -> Iterator[str]:
     """The application on a free port of loopback, in a process of its own: ``host:port``. Raises ``OSError``."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable, "-m", "uvicorn", "benchmarks.floor:app", "--port", str(port), "--loop", "uvloop",
         "--http", "httptools", "--interface", "asgi3", "--no-access-log", "--no-server-header", "--no-date-header",
@@ -55,13 +53,21 @@ def serving(log: Path) -> Iterator[str]:
     ]  # fmt: skip
     process = spawn(command, log, os.environ)
     try:
-        _await_listening(port, deadline=time.monotonic() + 30)
+        await_listening(port, deadline=time.monotonic() + 30)
         yield f"127.0.0.1:{port}"
     finally:
         end(process, 5.0)
 
 
-def _await_listening(port: int, deadline: float) -> None:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def await_listening(port: int, deadline: float) -> None:
+    """Return when somebody listens on ``port``. Raises ``OSError`` at ``deadline`` (monotonic clock)."""
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -26,12 +26,13 @@ class ServedGateway:
     """
 
     def __init__(
-        self, triton_grpc: str, models: str, *, model_repository: Path, environment: Mapping[str, str] | None = None
+        self, triton: str, models: str, *, model_repository: Path, environment: Mapping[str, str] | None = None
     ) -> None:
+        """``triton`` as ``TIDEGATE_TRITON_URLS`` has it: ``host:grpc_port/http_port`` infers over HTTP."""
         self._folder = Path(tempfile.mkdtemp(prefix="tidegate-bench-"))
         self._environment = {
             **os.environ,
-            "TIDEGATE_TRITON_URLS": triton_grpc.removeprefix("grpc://"),
+            "TIDEGATE_TRITON_URLS": triton,
             "TIDEGATE_MODELS": models,
             "TIDEGATE_MODEL_REPOSITORY": str(model_repository),
             "TIDEGATE_DATA_DIR": str(self._folder / "data"),
@@ -51,6 +52,11 @@ class ServedGateway:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process."""
+        return None if self._process is None else self._process.pid
 
     def stop(self) -> None:
         """End it and remove its folder. Idempotent."""

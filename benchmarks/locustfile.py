@@ -21,7 +21,7 @@ from locust import events
 
 from benchmarks.users import session
 from benchmarks.users.images import DigitsUser, ImageNetTorchScriptUser, ImageNetUser
-from benchmarks.users.tensors import IdentityUser
+from benchmarks.users.tensors import EmbeddingsTensorsUser, IdentityUser
 from benchmarks.users.text import (
     EmbeddingsInt8User,
     EmbeddingsOpenAIUser,
@@ -36,9 +36,9 @@ from benchmarks.users.text import (
 )
 
 __all__ = [
-    "DigitsUser", "EmbeddingsInt8User", "EmbeddingsOpenAIUser", "EmbeddingsTeiUser", "EmbeddingsUser", "EntitiesUser",
-    "IdentityUser", "ImageNetTorchScriptUser", "ImageNetUser", "QuestionAnsweringUser", "SentimentUser", "TopicsZhUser",
-    "TranslateEnFrUser", "TranslateZhEnUser",
+    "DigitsUser", "EmbeddingsInt8User", "EmbeddingsOpenAIUser", "EmbeddingsTeiUser", "EmbeddingsTensorsUser",
+    "EmbeddingsUser", "EntitiesUser", "IdentityUser", "ImageNetTorchScriptUser", "ImageNetUser",
+    "QuestionAnsweringUser", "SentimentUser", "TopicsZhUser", "TranslateEnFrUser", "TranslateZhEnUser",
 ]  # fmt: skip
 
 locust.stats.bucket_response_time = session.three_digits  # type: ignore[assignment]

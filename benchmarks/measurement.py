@@ -15,6 +15,8 @@ from benchmarks.recording import Latency, Outcome, Recording, histogram_of
 from benchmarks.suite import Slo
 
 WINDOWS = 6
+BUSY_GENERATOR = 0.8
+"""Share of a core beyond which a closed loop measures its own generator."""
 STEADY = 0.10
 LITTLE = 0.05
 
@@ -66,6 +68,8 @@ class Measurement(msgspec.Struct, kw_only=True):
     triton_ms: dict[str, float] = {}
     cpu_us_per_request: dict[str, float] = {}
     rss_bytes: int | None = None
+    foreign_cpu_share: float | None = None
+    """Share of the machine's processors that other programs used meanwhile; above 5 % the machine was not quiet."""
     usage_records: int | None = None
     """Written for this run, warm-up included; they equal the 2xx, or the run is INVALID."""
     tenants: dict[str, Latency] = {}
@@ -91,11 +95,13 @@ def of_closed(run: ClosedRun, *, scenario: str, workload: str, protocol: str, sl
         little = abs(run.concurrency - rate * latency.mean / 1000) / run.concurrency
     measurement["notes"] = _notes(recording, measurement, little)
     cpu_share = run.cpu_s / max(run.duration_s, 1e-9)
+    if cpu_share > BUSY_GENERATOR:
+        measurement["notes"].append(f"a lower bound: the generator used {cpu_share:.0%} of a core")
     return Measurement(
         scenario=scenario,
         workload=workload,
         protocol=protocol,
-        label=f"{run.concurrency} users",
+        label=f"{run.concurrency} user{'' if run.concurrency == 1 else 's'}",
         load={
             "model": "closed",
             "users": run.concurrency,
@@ -167,6 +173,7 @@ def attach(
             for name, seconds in after.cpu_s.items()
         }
         measurement.rss_bytes = after.rss_bytes
+        measurement.foreign_cpu_share = round(after.foreign_share(before), 4)
     if usage_records is not None:
         measurement.usage_records = usage_records
         if usage_records != answered:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
@@ -124,10 +126,21 @@ def read_statistics(items: list[dict[str, Any]]) -> Statistics:
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """Processor seconds by component, and memory."""
+    """Processor seconds by component, and memory; differences of two are what a run did."""
 
     cpu_s: dict[str, float]
     rss_bytes: int
+    generator_s: float = 0.0
+    """Processor seconds of this process, which makes the load."""
+    busy_s: float = 0.0
+    """Processor seconds of everything on the machine."""
+    at_s: float = 0.0
+
+    def foreign_share(self, since: Resources) -> float:
+        """Share of the machine's processors that neither the system nor the generator used."""
+        known = sum(self.cpu_s.values()) + self.generator_s - sum(since.cpu_s.values()) - since.generator_s
+        capacity = (self.at_s - since.at_s) * (psutil.cpu_count() or 1)
+        return max(0.0, (self.busy_s - since.busy_s - known) / capacity) if capacity > 0 else 0.0
 
 
 def resources(pid: int) -> Resources | None:
@@ -147,7 +160,15 @@ def resources(pid: int) -> Resources | None:
             continue
         name = _component(command)
         cpu[name] = cpu.get(name, 0.0) + times.user + times.system
-    return Resources(cpu, memory)
+    own = os.times()
+    return Resources(cpu, memory, own.user + own.system, _busy_s(), time.monotonic())
+
+
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user and nice already
+    return float(sum(times) - idle - guest - getattr(times, "steal", 0.0))
 
 
 def _component(command: str) -> str:

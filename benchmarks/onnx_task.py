@@ -101,21 +101,34 @@ class OnnxTask:
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
     def _picture(self, body: bytes) -> Row:
+        """Resized and cropped in one step, as the gateway does it: only what the crop shows is computed."""
         height, width = self._settings["crop"]
         shorter = self._settings.get("resize_shorter_side")
         with Image.open(io.BytesIO(body)) as source:
             if shorter:
-                source.draft("RGB", (2 * shorter, 2 * shorter))  # as the gateway does: twice what is needed
+                wanted = _resized(source.size, shorter)
+                source.draft("RGB", (2 * wanted[0], 2 * wanted[1]))  # JPEG: twice what is needed is enough
             picture = source.convert(self._settings.get("mode", "RGB"))
+        box = _crop_box(picture.size, shorter, (width, height)) if shorter else None
         resampling = _RESAMPLING[self._settings.get("interpolation", "bicubic")]
-        if shorter:
-            scale = shorter / min(picture.size)
-            picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), resampling)
-            left, top = (picture.width - width) // 2, (picture.height - height) // 2
-            picture = picture.crop((left, top, left + width, top + height))
-        else:
-            picture = picture.resize((width, height), resampling)
-        return np.asarray(picture, dtype=np.uint8).reshape(height, width, -1)
+        pixels = np.asarray(picture.resize((width, height), resampling, box=box), dtype=np.uint8)
+        return pixels.reshape(height, width, -1)
+
+
+def _resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    width, height = size
+    return (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
+
+
+def _crop_box(size: tuple[int, int], shorter: int, crop: tuple[int, int]) -> tuple[float, ...]:
+    """The part of a picture that the centre crop shows once the picture is resized: left, top, right, bottom."""
+    whole = _resized(size, shorter)
+    inside = tuple(map(min, crop, whole))
+    corner = tuple(round((long - part) / 2) for long, part in zip(whole, inside, strict=True))
+    scale = tuple(there / long for there, long in zip(size, whole, strict=True))
+    first = tuple(offset * factor for offset, factor in zip(corner, scale, strict=True))
+    ends = zip(corner, inside, scale, size, strict=True)
+    return (*first, *(min(limit, (offset + part) * factor) for offset, part, factor, limit in ends))
 
 
 def _labels(folder: Path) -> list[str]:

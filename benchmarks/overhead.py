@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks.bootstrap import Interval, paired_difference, paired_ratio
 from benchmarks.bootstrap import median as median_interval
@@ -30,6 +31,8 @@ class Leg:
     name: str
     url: str
     key: str | None = None
+    pid: int | None = None
+    """Process whose processor time is to be divided by the answers."""
 
 
 @dataclass(slots=True)
@@ -42,6 +45,8 @@ class LegResult:
     median_ms: list[float]
     client_cpu_us: list[float]
     """The generator's processor time per request."""
+    server_cpu_us: list[float]
+    """Processor time of the leg's process per answer, all its threads; empty without a process."""
     max_ms: float = 0.0
     """The longest of all rounds: a stall shows here and in the throughput, never in the median."""
     faults: int = 0
@@ -75,6 +80,7 @@ class Comparison:
                     "throughput": median_interval(leg.throughput),
                     "median_ms": median_interval(leg.median_ms),
                     "client_cpu_us": float(np.median(leg.client_cpu_us)),
+                    "server_cpu_us": median_interval(leg.server_cpu_us) if leg.server_cpu_us else None,
                     "max_ms": leg.max_ms,
                     "faults": leg.faults,
                     "fault": leg.fault,
@@ -98,7 +104,7 @@ async def compare(
     on_leg: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Measure ``legs`` in turns. Raises ``OSError`` if one of them cannot be reached."""
-    results = [LegResult(leg, [], [], []) for leg in legs]
+    results = [LegResult(leg, [], [], [], []) for leg in legs]
     async with AsyncExitStack() as stack:
         clients: list[tuple[Client, list[Prepared]]] = []
         for leg in legs:
@@ -109,10 +115,22 @@ async def compare(
             for number in order if round_ % 2 == 0 else reversed(order):
                 client, ring = clients[number]
                 loop = ClosedLoop(client, workload, concurrency, ring=ring, start=round_ * 997)
+                before = _processor_s(legs[number].pid)
                 run = await loop.run(leg_s, warmup_s=min(1.0, leg_s / 4))
+                used = _processor_s(legs[number].pid) - before
+                if used and loop.answered:
+                    results[number].server_cpu_us.append(used / loop.answered * 1e6)
                 _take(results[number], run)
                 on_leg(f"{protocol} c={concurrency} {legs[number].name}: {run.throughput:,.0f}/s")
     return Comparison(protocol, concurrency, results)
+
+
+def _processor_s(pid: int | None) -> float:
+    """Seconds of processor time that a process has used; 0 for none."""
+    if pid is None:
+        return 0.0
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def _take(result: LegResult, run: ClosedRun) -> None:

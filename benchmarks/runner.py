@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -16,11 +17,13 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import configs, environment
+from benchmarks import calibration, configs, environment
+from benchmarks.calibration import Calibration
 from benchmarks.cost import Machine
 from benchmarks.measurement import Measurement
 from benchmarks.observe import Observer
 from benchmarks.recording import Recording, as_dict, histogram_of, write_hgrm
+from benchmarks.repeatability import disturbances
 from benchmarks.scenarios import Bench, ScenarioError, Target
 from benchmarks.stack import Stack, StackError
 from benchmarks.suite import Suite, Variant
@@ -41,6 +44,8 @@ class Plan:
     key: str | None = None
     tenant_keys: list[str] = field(default_factory=list)
     model_repository: Path = Path("model_repository")
+    calibrate: bool = True
+    """Load a null server afterwards, to know how near the results came to the generator's own limit."""
     say: Callable[[str], None] = lambda _text: None
 
 
@@ -55,33 +60,58 @@ class Results(msgspec.Struct):
     measurements: list[Measurement]
     skipped: list[str]
     """Scenarios that could not run here, and why."""
+    calibration: Calibration | None = None
 
 
 async def run(plan: Plan) -> Results:
     """Everything in the suite. Raises :class:`benchmarks.stack.StackError` if a stack does not start."""
-    captured = environment.capture()
+    captured = environment.capture(plan.url)
     samples = plan.out / "samples"
     samples.mkdir(parents=True, exist_ok=True)
-    results = Results(plan.suite, plan.seed, plan.machine, captured, environment.noise(captured), [], [])
+    results = Results(plan.suite, plan.seed, plan.machine, captured, [], [], [])
     order = random.Random(plan.seed)
+    total = plan.suite.runs * len(plan.suite.variants) * len(plan.suite.scenarios)
+    steps = itertools.count(1)
     for number in range(plan.suite.runs):
         variants = list(plan.suite.variants)
         order.shuffle(variants)
         for variant in variants:
             with _target(plan, variant, number) as target:
                 target.keep = _keeper(samples, f"{number}-{variant.name}" if variant.name else str(number))
-                await _scenarios(plan, target, variant, number, order, results)
+                await _scenarios(plan, target, variant, number, order, results, lambda: f"[{next(steps)}/{total}]")
+    results.noise = [*environment.noise(captured, environment.capture()), *disturbances(results.measurements)]
+    await _calibrate(plan, results)
     return results
 
 
+async def _calibrate(plan: Plan, results: Results) -> None:
+    highest = calibration.highest_rate(results.measurements)
+    if not plan.calibrate or not highest:
+        return
+    try:
+        results.calibration = await calibration.calibrate(highest, plan.seed)
+    except OSError as error:
+        results.skipped.append(f"calibration: {error}")
+        return
+    calibration.mark(results.measurements, results.calibration)
+    plan.say(calibration.sentence(results.calibration))
+
+
 async def _scenarios(
-    plan: Plan, target: Target, variant: Variant, number: int, order: random.Random, results: Results
+    plan: Plan,
+    target: Target,
+    variant: Variant,
+    number: int,
+    order: random.Random,
+    results: Results,
+    step: Callable[[], str],
 ) -> None:
     scenarios = list(plan.suite.scenarios)
     order.shuffle(scenarios)
     scenarios.sort(key=lambda scenario: scenario.kind != "cold_start")  # only the first is cold
     bench = Bench(target)
     for scenario in scenarios:
+        plan.say(f"{step()} {scenario.kind} {scenario.workload} {scenario.protocol}")
         try:
             measurements = await bench.run(scenario)
         except (ScenarioError, OSError) as error:

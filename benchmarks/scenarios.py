@@ -18,6 +18,7 @@ from benchmarks.observe import Observer, resources
 from benchmarks.openloop import OpenLoop, OpenRun, highest_rate
 from benchmarks.pacing import Schedule, bursts, poisson
 from benchmarks.recording import Outcome, Recording
+from benchmarks.repeatability import AA
 from benchmarks.suite import Scenario
 from benchmarks.workloads import WORKLOADS, Workload, WrongAnswer
 
@@ -25,6 +26,7 @@ CONNECTIONS = 512
 TIMEOUT_S = 10.0
 RING = 2048
 RECOVERY_S = 5.0
+AA_PAIRS = 5
 USAGE_S = 15.0
 """How long usage records are waited for."""
 
@@ -101,8 +103,10 @@ class Bench:
             raise ScenarioError(f"{scenario.workload}: {refused} of {len(payloads)} golden inputs are answered wrongly")
         return workload
 
-    async def closed(self, scenario: Scenario, client: Client, workload: Workload, users: int) -> Measurement:
-        """One closed loop."""
+    async def closed(
+        self, scenario: Scenario, client: Client, workload: Workload, users: int, half: str = ""
+    ) -> Measurement:
+        """One closed loop; ``half`` of an A/A pair is part of its label."""
         loop = ClosedLoop(client, workload, users, start=self._next())
 
         async def go() -> tuple[Measurement, int]:
@@ -111,7 +115,10 @@ class Bench:
                 run, scenario=scenario.kind, workload=scenario.workload, protocol=scenario.protocol, slo=scenario.slo,
                 seed=self.target.seed,
             )  # fmt: skip
-            self.target.keep(f"{scenario.kind}-{scenario.workload}-{scenario.protocol}-{users}", run.recording)
+            if half:
+                result.label += f", {half}"
+            else:
+                self.target.keep(f"{scenario.kind}-{scenario.workload}-{scenario.protocol}-{users}", run.recording)
             return result, loop.answered
 
         return await self._observed(workload.model, go)
@@ -245,6 +252,14 @@ async def _closed_sweep(bench: Bench, scenario: Scenario) -> list[Measurement]:
         return [await bench.closed(scenario, client, workload, users) for users in scenario.users]
 
 
+async def _noise_floor(bench: Bench, scenario: Scenario) -> list[Measurement]:
+    """A/A: the same load on the same system in turns; what differs is the machine's noise."""
+    async with bench.target.client(scenario.protocol) as client:
+        workload = await bench.workload(scenario, client)
+        halves = [half for pair in range(AA_PAIRS) for half in (AA if pair % 2 == 0 else AA[::-1])]
+        return [await bench.closed(scenario, client, workload, scenario.users[-1], half) for half in halves]
+
+
 async def _offline(bench: Bench, scenario: Scenario) -> list[Measurement]:
     async with bench.target.client(scenario.protocol) as client:
         workload = await bench.workload(scenario, client)
@@ -372,6 +387,7 @@ SCENARIOS: Mapping[str, Runner] = MappingProxyType(
         "closed_sweep": _closed_sweep,
         "server": _server,
         "offline": _offline,
+        "noise_floor": _noise_floor,
         "burst": _burst,
         "soak": _soak,
         "overload": _overload,

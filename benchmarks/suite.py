@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -12,8 +12,11 @@ from benchmarks.workloads import WORKLOADS
 
 Kind = Literal[
     "single_stream", "closed_sweep", "server", "offline", "burst", "soak", "overload", "mixed_tenants", "cancellations",
-    "cold_start",
+    "cold_start", "noise_floor",
 ]  # fmt: skip
+
+
+Number = TypeVar("Number", int, float)
 
 
 class SuiteError(Exception):
@@ -40,7 +43,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warmup_s: float = 2.0
     slo: Slo = Slo(100.0)
     users: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """Closed sweep and offline (the last one)."""
+    """Closed sweep; offline and noise floor take the last one."""
     rate: float | None = None
     """Requests a second; None derives it from the peak that a short closed loop finds."""
     factors: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)
@@ -108,10 +111,14 @@ def read(name: str) -> Suite:
     return msgspec.structs.replace(suite, name=path.stem)
 
 
-def shortened(suite: Suite, *, duration_s: float | None = None, quick: bool = False) -> Suite:
-    """The same suite with other durations; ``quick`` means 3 s each, one run, and fewer user counts."""
+def shortened(suite: Suite, *, duration_s: float | None = None, runs: int | None = None, quick: bool = False) -> Suite:
+    """The same suite with other durations and repetitions; ``quick`` means 3 s each, one run, and only
+    the fewest and the most users.
+    """
     if quick:
         duration_s = duration_s or 3.0
+    runs = runs or (1 if quick else suite.runs)
+    suite = msgspec.structs.replace(suite, runs=runs)
     if duration_s is None:
         return suite
     scenarios = tuple(
@@ -119,9 +126,13 @@ def shortened(suite: Suite, *, duration_s: float | None = None, quick: bool = Fa
             scenario,
             duration_s=duration_s,
             warmup_s=min(scenario.warmup_s, duration_s / 4),
-            users=scenario.users[::3] if quick else scenario.users,
-            factors=scenario.factors[::2] if quick else scenario.factors,
+            users=_ends(scenario.users) if quick else scenario.users,
+            factors=_ends(scenario.factors) if quick else scenario.factors,
         )
         for scenario in suite.scenarios
     )
-    return msgspec.structs.replace(suite, scenarios=scenarios, runs=1 if quick else suite.runs)
+    return msgspec.structs.replace(suite, scenarios=scenarios)
+
+
+def _ends(values: tuple[Number, ...]) -> tuple[Number, ...]:
+    return (values[0], values[-1]) if len(values) > 2 else values

@@ -235,6 +235,8 @@ class GatewayClient:
         if authenticated:
             if not self._key:
                 raise GatewayFailure("key", "Enter an API key in the sidebar first.")
+            if not re.fullmatch(r"[!-~]+", self._key):  # the HTTP library would repeat it in its complaint
+                raise GatewayFailure("key", "That is not an API key: it has characters that no key has.")
             headers["Authorization"] = f"Bearer {self._key}"
         started = time.perf_counter()
         try:
@@ -245,8 +247,6 @@ class GatewayClient:
             raise GatewayFailure(
                 "unreachable", f"The gateway at {self._http.base_url} cannot be reached. Is it running?"
             ) from error
-        except UnicodeEncodeError as error:  # from the header: the key has characters that no key has
-            raise GatewayFailure("key", "That is not an API key: it has characters that no key has.") from error
         return response, (time.perf_counter() - started) * 1e3
 
     @staticmethod

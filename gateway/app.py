@@ -7,19 +7,20 @@ import gc
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-import grpc.aio
 import structlog
 import uvloop
 
-from gateway.access.access import ModelChanges, open_access
+from gateway.access.access import Access, ModelChanges, open_access
 from gateway.access.audit import AuditError
 from gateway.access.idempotency import Idempotency
 from gateway.access.pepper import PepperError
-from gateway.admin.application import create_admin
+from gateway.admin.guard import Guard
 from gateway.admin.guard import refuse as refuse_admin
+from gateway.admin.late import Late
 from gateway.catalog import Catalog, CatalogError
 from gateway.dialects.control import Control
 from gateway.dialects.front import Front
@@ -31,6 +32,9 @@ from gateway.dialects.openai import OpenAI
 from gateway.dialects.tei import Tei
 from gateway.errors import GatewayError, Unavailable
 from gateway.exports import export
+from gateway.http2.server import RpcServer
+from gateway.http2.stream import Limits
+from gateway.ledger.daily import DailyCheck
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.null import NullLedger
 from gateway.ledger.prices import Prices, PricesError
@@ -194,6 +198,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             max_queue=settings.max_queue,
             shed=settings.shed,
             on_batch=metrics.batch,
+            servers=pool.servers,
         )
         stack.push_async_callback(coalescer.close)
         ledger = _ledger(settings, store, prices, pool) if settings.metering else NullLedger()
@@ -201,6 +206,9 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             await ledger.start()
             stack.push_async_callback(ledger.stop)
             access = await stack.enter_async_context(open_access(store, settings, estimate=ledger.estimate))
+            daily = DailyCheck(store)
+            await daily.start()
+            stack.push_async_callback(daily.stop)
             idempotency = Idempotency(store, settings)
             await idempotency.start()
             stack.push_async_callback(idempotency.stop)
@@ -230,9 +238,16 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             await asyncio.get_running_loop().run_in_executor(executor, pipeline.prepare)
         except (GatewayError, OSError, ValueError) as error:
             raise StartupError(f"a model's files cannot be used: {error}") from error
-        export(metrics, pool, coalescer, ledger, access, idempotency, tls)
-        admin = create_admin(store, access, release=version("tidegate"))
+        export(metrics, pool, coalescer, ledger, access, idempotency, daily, tls)
+        admin = Guard(Late(partial(_administration, store, access)), access.authenticator)
         yield Gateway(settings, catalog, store, pool, ledger, pipeline, admin, tls)
+
+
+def _administration(store: Store, access: Access) -> AsgiApp:
+    # Imported here: memory that a gateway which nobody administers never needs.
+    from gateway.admin.application import create_application  # noqa: PLC0415
+
+    return create_application(store, access, release=version("tidegate"))
 
 
 def _tracing(settings: Settings) -> Tracing | None:
@@ -264,19 +279,19 @@ def run(settings: Settings, on_ready: Callable[[Addresses], None] = lambda _addr
 async def serve(settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
     """The same on a loop that runs already."""
     async with open_gateway(settings) as gateway:
-        grpc_server = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", settings.max_body_bytes),
-                ("grpc.max_send_message_length", 2**31 - 1),
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_concurrent_streams", settings.grpc_max_streams),
-                # Counting streams that are closed already, it would refuse clients that keep to the limit.
-                ("grpc.http.overload_protection", 0),
-                ("grpc.max_connection_idle_ms", int(settings.keep_alive_s * 1000)),
-                ("grpc.server_handshake_timeout_ms", int(settings.tls_handshake_timeout_s * 1000)),
-            )
+        grpc_server = RpcServer(
+            gateway.grpc_dialect.methods(),
+            Limits(
+                max_streams=settings.grpc_max_streams,
+                held_limit=2 * settings.max_body_bytes,
+                header_timeout_s=settings.header_timeout_s,
+                body_timeout_s=settings.body_timeout_s,
+                idle_s=settings.keep_alive_s,
+            ),
+            max_message_bytes=settings.max_body_bytes,
+            max_held_bytes=settings.max_buffered_bytes,
+            max_connections=settings.max_connections,
         )
-        gateway.grpc_dialect.add_to(grpc_server)
         try:
             listeners = Listeners(
                 settings, gateway, gateway.metrics_app, grpc_server, gateway.tls, refuse=gateway.refuse

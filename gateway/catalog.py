@@ -68,7 +68,7 @@ class TextPreprocessing(_Schema):
     """A ``tokenizers`` file beside the recipe."""
     max_length: int = 256
     """Tokens, special ones included."""
-    buckets: tuple[int, ...] = (16, 32, 64, 128, 256)
+    buckets: tuple[int, ...] = (16, 24, 32, 48, 64, 96, 128, 192, 256)
     """Ascending; the last equals ``max_length``."""
     pad_id: int = 0
     doc_stride: int = 64

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from gateway.access.access import Access
 from gateway.access.idempotency import Idempotency
+from gateway.ledger.daily import DailyCheck
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.null import NullLedger
 from gateway.ledger.prices import PICO
@@ -24,6 +25,7 @@ def export(
     ledger: Ledger | NullLedger,
     access: Access,
     idempotency: Idempotency,
+    daily: DailyCheck,
     tls: Tls | None = None,
 ) -> None:
     """Register every number that is read at scrape time."""
@@ -61,6 +63,10 @@ def export(
         lambda: by("model", counters.cost_pico_usd, 1 / PICO), counter=True,
     )  # fmt: skip
     watch("tidegate_journal_bytes", "Size of the usage journal.", lambda: [({}, ledger.journal_bytes)])
+    watch(
+        "tidegate_journal_spooled_bytes", "Of the usage journal: what is not in the database yet.",
+        lambda: [({}, ledger.spooled_bytes)],
+    )  # fmt: skip
     watch("tidegate_ledger_inflight", "Usage records that are reserved and not ended.", lambda: [({}, ledger.inflight)])
     watch(
         "tidegate_ledger_consistent", "1 while every accepted call is accounted for.", lambda: [({}, ledger.consistent)]
@@ -72,6 +78,18 @@ def export(
     watch(
         "tidegate_ledger_compared", "1 while a model's books are being compared with Triton's counts.",
         lambda: by("model", ledger.compared),
+    )  # fmt: skip
+    watch(
+        "tidegate_usage_sums_wrong", "Sums of the last closed day that differ from its usage records.",
+        lambda: [({}, daily.wrong)],
+    )  # fmt: skip
+    watch(
+        "tidegate_audit_records_total", "Audit records that this gateway has written.",
+        lambda: [({}, access.audit.appended)], counter=True,
+    )  # fmt: skip
+    watch(
+        "tidegate_audit_unanchored", "Signed checkpoints of the audit that the anchor file lacks.",
+        lambda: [({}, access.audit.unanchored)],
     )  # fmt: skip
     watch(
         "tidegate_limit_refusals_total", "Requests refused, by the name of the limit.",

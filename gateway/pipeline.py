@@ -26,9 +26,7 @@ from gateway.errors import (
 )
 from gateway.redaction import holds_key
 from gateway.settings import Settings
-from gateway.tasks import create_task, task_names
-from gateway.tasks.base import Task
-from gateway.tasks.text import Tokenizers
+from gateway.tasks.registry import Tasks
 from gateway.tasks.workers import Workers
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.tracing import TRACE_PARENT, Tracing
@@ -130,8 +128,7 @@ class Pipeline:
         self.draining = False
         """The gateway is about to stop: it is not ready, and goes on serving."""
         self._idempotency = idempotency
-        self._tasks: dict[tuple[str, str], Task] = {}
-        self._tokenizers = Tokenizers()
+        self.tasks = Tasks(settings)
 
     # --- who and what
 
@@ -235,7 +232,7 @@ class Pipeline:
     async def run_task(self, call: Call, model: str, task_name: str, inputs: Any, options: Mapping[str, Any]) -> Any:
         """Run a task on plain inputs: the task's answer (``gateway.tasks.answers``)."""
         card = self.card(call, model)
-        task = self.task(card, task_name)
+        task = await self.tasks.get(card, task_name)
         call.model = card.name
         self._admission.check(call)  # before the work of decoding, so that a refusal costs next to nothing
         begin = time.monotonic_ns()
@@ -306,19 +303,9 @@ class Pipeline:
             permit.leave(call)
             self.metrics.left(call.model)
 
-    def task(self, card: ModelCard, task_name: str) -> Task:
-        """The task called ``task_name`` on ``card``'s model, made once. Raises ``NotFound``."""
-        task = self._tasks.get((card.name, task_name))
-        if task is None:
-            task = self._tasks[card.name, task_name] = create_task(card, task_name, self.settings, self._tokenizers)
-        return task
-
     def prepare(self) -> None:
-        """Read every built model's tokenizer now rather than in somebody's first request."""
-        for card in self._catalog:
-            if card.built:
-                for name in task_names(card):
-                    self.task(card, name)
+        """Check what tasks need, and make most of it now rather than in somebody's first request. ``ValueError``."""
+        self.tasks.prepare(self._catalog)
 
     # --- the way
 

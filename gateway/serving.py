@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import grpc.aio
 import structlog
 import uvicorn
 
+from gateway.http2.server import RpcServer
 from gateway.settings import Settings
 from gateway.tls import ListenerContext, Tls
 from gateway.transport import Refuse, TransportLimits, end_late_connections, protocol_class, refuse_plainly
@@ -55,7 +55,7 @@ class Listeners:
         settings: Settings,
         app: Any,
         admin_app: Any,
-        grpc_server: grpc.aio.Server,
+        grpc_server: RpcServer,
         tls: Tls | None = None,
         *,
         refuse: Refuse = refuse_plainly,
@@ -67,17 +67,20 @@ class Listeners:
         try:
             sockets.append(_bind(settings.host, settings.port, settings.backlog))
             sockets.append(_bind(settings.admin_host, settings.admin_port, settings.backlog))
-            grpc_port = _bind_grpc(grpc_server, settings.host, settings.grpc_port, tls)
+            sockets.append(_bind(settings.host, settings.grpc_port, settings.backlog))
         except PortInUse:
             for open_socket in sockets:
                 open_socket.close()
             raise
+        if tls is not None:
+            tls.grpc_context.open_connections = lambda: len(grpc_server.connections)
+        grpc_server.listen_on(sockets[2], tls.grpc_context if tls else None, settings.tls_handshake_timeout_s)
         self._sockets = sockets
         self._http = _Server(
             _config(app, settings, refuse), tls.context if tls else None, settings.tls_handshake_timeout_s
         )
         self._admin = _Server(_config(admin_app, settings, refuse_plainly))
-        self.addresses = Addresses(_address(sockets[0]), f"{settings.host}:{grpc_port}", _address(sockets[1]))
+        self.addresses = Addresses(_address(sockets[0]), _address(sockets[2]), _address(sockets[1]))
 
     async def serve(
         self,
@@ -227,17 +230,6 @@ def _bind(host: str, port: int, backlog: int) -> socket.socket:
         raise PortInUse(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     bound.setblocking(False)
     return bound
-
-
-def _bind_grpc(server: grpc.aio.Server, host: str, port: int, tls: Tls | None) -> int:
-    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        bound = server.add_secure_port(target, tls.grpc_credentials()) if tls else server.add_insecure_port(target)
-    except RuntimeError as error:
-        raise PortInUse(f"cannot listen on {host}:{port}: address already in use") from error
-    if not bound:
-        raise PortInUse(f"cannot listen on {host}:{port}: address already in use")
-    return int(bound)
 
 
 def _address(bound: socket.socket) -> str:

@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     admin_host: str = Field("127.0.0.1", description="Address of the admin listener (/metrics).")
     admin_port: int = Field(8082, ge=0, le=65535, description="Port of the admin listener (/metrics).")
     backlog: int = Field(2048, ge=1, description="Connections the kernel may hold before they are accepted.")
-    max_connections: int = Field(4096, ge=1, description="Open HTTP connections; further ones are answered 503.")
+    max_connections: int = Field(
+        4096, ge=1, description="Open connections of HTTP, and of gRPC; further ones are answered 503 or closed."
+    )
     grpc_max_streams: int = Field(100, ge=1, description="Calls in flight on one gRPC connection; further ones wait.")
     keep_alive_s: float = Field(75.0, gt=0, description="Seconds an idle connection is kept.")
     tls_cert: Path | None = Field(
@@ -44,7 +46,7 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(None, description="Its private key (PEM, without a password).")
     tls_client_ca: Path | None = Field(None, description="Authorities (PEM) whose client certificates are accepted.")
     tls_client_auth: Literal["required", "optional"] = Field(
-        "required", description="With a client CA: required, or optional (HTTP verifies what is shown; gRPC asks none)."
+        "required", description="With a client CA: required, or optional (what is shown is verified)."
     )
     tls_handshake_timeout_s: float = Field(10.0, gt=0, description="Seconds in which a TLS handshake must be over.")
     tls_reload_s: float = Field(
@@ -81,7 +83,7 @@ class Settings(BaseSettings):
     coalesce: bool = Field(True, description="Let waiting requests for one model and shape travel to Triton together.")
     shed: bool = Field(True, description="Refuse at once (503) a request that would wait past its deadline.")
     coalesce_in_flight: int = Field(
-        2, ge=1, description="Triton requests in flight for one model and shape before others wait and coalesce."
+        2, ge=1, description="Triton requests in flight for a model on each server before others wait and coalesce."
     )
     length_buckets: bool = Field(True, description="Pad token ids to a bucket (off: to the longest text of the call).")
     preprocess_threads: int = Field(2, ge=1, description="Threads that decode images and tokenise long texts.")

@@ -17,7 +17,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
 
-import grpc
 import structlog
 from cryptography import x509
 
@@ -40,8 +39,8 @@ class TlsError(Exception):
 class Material:
     """One state of the files, ready for both transports."""
 
-    context: ssl.SSLContext
-    grpc: grpc.ServerCertificateConfiguration
+    http: ssl.SSLContext
+    grpc: ssl.SSLContext
     expires_at: float
     """Seconds since the epoch."""
 
@@ -58,23 +57,23 @@ class Connection(ssl.SSLObject):
 
 
 class ListenerContext(ssl.SSLContext):
-    """What the HTTP listener holds for good: each new connection gets the newest certificate's own context.
+    """What a listener holds for good: each new connection gets the newest certificate's own context.
 
     It also counts handshakes: until one is over, the protocol knows nothing of the connection and could not
     refuse it. A handshake that fails leaves the count when the event loop lets go of it.
     """
 
-    material: Material
+    newest: ssl.SSLContext
     max_connections: int
     open_connections: Callable[[], int]
     """Connections whose handshake is over; set by the listener."""
     _handshakes: weakref.WeakSet[Connection]
 
     @classmethod
-    def over(cls, material: Material, max_connections: int) -> ListenerContext:
+    def over(cls, newest: ssl.SSLContext, max_connections: int) -> ListenerContext:
         """A context for the listener."""
         context = cls(ssl.PROTOCOL_TLS_SERVER)
-        context.material, context.max_connections = material, max_connections
+        context.newest, context.max_connections = newest, max_connections
         context.open_connections = int
         context._handshakes = weakref.WeakSet()
         return context
@@ -91,7 +90,7 @@ class ListenerContext(ssl.SSLContext):
         """
         if len(self._handshakes) + self.open_connections() >= self.max_connections + HANDSHAKES:
             raise ssl.SSLError("too many connections")
-        wrapped: Any = self.material.context.wrap_bio(*arguments, **options)
+        wrapped: Any = self.newest.wrap_bio(*arguments, **options)
         wrapped.handshakes = self._handshakes
         self._handshakes.add(wrapped)
         return wrapped  # type: ignore[no-any-return]
@@ -114,29 +113,13 @@ class Tls:
         """Whether the files are not what is served, because they cannot be used."""
         self._seen = self._states()
         self._material = self._load()
-        self.context = ListenerContext.over(self._material, settings.max_connections)
-        self._grpc_has = self._material
+        self.context = ListenerContext.over(self._material.http, settings.max_connections)
+        self.grpc_context = ListenerContext.over(self._material.grpc, settings.max_connections)
 
     @property
     def expiry_s(self) -> float:
         """Seconds until the certificate expires; negative when it has."""
         return self._material.expires_at - self._clock()
-
-    def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For the gRPC listener, which asks for the newest certificate at every handshake.
-
-        gRPC's server verifies clients' certificates or does not ask for them: ``optional`` is the latter.
-        """
-        required = self._client_ca is not None and self._client_required
-        return grpc.dynamic_ssl_server_credentials(self._material.grpc, self._newest, required)
-
-    def _newest(self) -> grpc.ServerCertificateConfiguration | None:
-        """The certificate if it has changed since gRPC asked last; called on gRPC's own threads."""
-        material = self._material
-        if material is self._grpc_has:
-            return None
-        self._grpc_has = material
-        return material.grpc
 
     def reload(self) -> bool:
         """Read the files again; False, and the old certificate stays, if they cannot be used."""
@@ -150,7 +133,8 @@ class Tls:
             return False
         self.reloads += 1
         self.stale = False
-        self._material = self.context.material = material
+        self._material = material
+        self.context.newest, self.grpc_context.newest = material.http, material.grpc
         log.info("tls.reloaded", expires_in_s=int(self.expiry_s))
         return True
 
@@ -172,7 +156,8 @@ class Tls:
 
     def _load(self) -> Material:
         before = self._states()
-        chain, key = _read(self._certificate, "certificate"), _read(self._key, "key")
+        chain = _read(self._certificate, "certificate")
+        _read(self._key, "key")
         authorities = None if self._client_ca is None else _read(self._client_ca, "client CA")
         leaf = _leaf(chain, self._certificate)
         now = datetime.fromtimestamp(self._clock(), timezone.utc)
@@ -182,20 +167,16 @@ class Tls:
             raise TlsError(
                 f"the certificate in {self._certificate} is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M}"
             )
-        context = self._context(authorities)
+        http, grpc = self._context(authorities, "http/1.1"), self._context(authorities, "h2")
         if self._states() != before:
             raise TlsError("the certificate's files changed while they were read")  # and are read again, for that
-        return Material(
-            context,
-            grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authorities),
-            leaf.not_valid_after_utc.timestamp(),
-        )
+        return Material(http, grpc, leaf.not_valid_after_utc.timestamp())
 
-    def _context(self, authorities: bytes | None) -> ssl.SSLContext:
+    def _context(self, authorities: bytes | None, protocol: str) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols([protocol])
         context.sslobject_class = Connection
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_password)

@@ -26,14 +26,12 @@ from gateway.errors import (
     TooLarge,
     Unavailable,
 )
+from gateway.types import WHOLE_ANSWER
 
 Refusal = tuple[list[tuple[bytes, bytes]], bytes]
 """Headers and body of an error's answer."""
 Refuse = Callable[[bytes, list[tuple[bytes, bytes]], str, GatewayError], Refusal]
 """How a request that cannot be parsed is answered: its path and headers so far, the client's address, why."""
-
-WHOLE_ANSWER = "tidegate.http.whole_answer"
-"""The ASGI extension of this transport: its member ``send`` sends status, headers and body at once."""
 
 LINGER_S = 5.0
 MIN_DRAIN_BYTES = 16 * 1024
@@ -212,8 +210,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stop(HeadersTooLarge("the request's target is too long"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; raising stops the parser."""
-        if self._muted:
+        """One header; raising stops the parser. Trailers come here too, and are dropped: what stands behind a body
+        must not pass for a header (RFC 9110, 6.5).
+        """
+        if self._muted or not self._in_headers:
             return
         super().on_header(name, value)
         if len(self.headers) > self.limits.max_headers or len(name) + len(value) > self.limits.max_header_bytes:

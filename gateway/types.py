@@ -21,6 +21,9 @@ Datatype = Literal[
 
 ParameterValue = bool | int | float | str
 
+WHOLE_ANSWER = "tidegate.http.whole_answer"
+"""The transport's ASGI extension: its member ``send`` sends status, headers and body at once."""
+
 
 class Tensor(msgspec.Struct, frozen=True):
     """A named tensor in the protocol's raw representation.
@@ -52,6 +55,8 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     """W3C trace context that travels to Triton as call metadata; empty: the client sent none."""
     idempotent: bool = False
     """Whether it may be tried on another server although the first may have executed it."""
+    queues: bool = False
+    """Whether it waits for its turn in Triton, and not here: there only a call over gRPC can be taken back."""
 
     @property
     def rows(self) -> int:

@@ -5,12 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
+from tests.turns import Turns
+
 ROOT = Path(__file__).parent
+_TURNS = pytest.StashKey[Turns]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All workers of a run take their turns in one folder."""
+    config.stash[_TURNS] = Turns(config.rootpath / ".pytest_cache" / "turns")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test with the marker ``alone`` has the machine to itself: no other worker runs one meanwhile."""
+    turns = item.config.stash[_TURNS]
+    with turns.alone() if item.get_closest_marker("alone") else turns.together():
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -15,27 +15,20 @@ from typing import Any, TypeVar
 import msgspec
 import uvloop
 
-from benchmarks import batching, cost, gpu, runner
-from benchmarks import compare as reports
+from benchmarks import batching
 from benchmarks import suite as suites
 from benchmarks import tasks as ceilings
-from benchmarks.bootstrap import Interval
 from benchmarks.configs import read_config
 from benchmarks.floor import serving as serving_floor
+from benchmarks.grpc_floor import serving as serving_grpc_floor
 from benchmarks.overhead import Comparison, Leg, compare
 from benchmarks.recording import as_dict
 from benchmarks.report import tables
-from benchmarks.report import write as report
 from benchmarks.stack import Stack, StackError
 from benchmarks.workloads import WORKLOADS
 from tidegate.console import err, fail, print_json, print_table, progress
 
 Result = TypeVar("Result")
-_SHORT = {
-    "Results": ("goodput/s", "p50", "p95", "shed", "faults", "verdict"),
-    "Cost": ("goodput/s", "100 %", "30 %", "objective met"),
-}
-"""The columns that fit a terminal; the report has them all."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -103,9 +96,12 @@ def overhead(
                 Leg("third", where.third if "//" in where.third else f"http://{where.third}", where.key)
             )
         wanted = [name.strip() for name in protocols.split(",") if name.strip()]
-        if floor and "http" in wanted:
+        if floor:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-bench-")))
-            legs["http"].append(Leg("floor", f"http://{stack.enter_context(serving_floor(folder / 'floor.log'))}"))
+            for name, serving in (("http", serving_floor), ("grpc", serving_grpc_floor)):
+                if name in wanted:
+                    address = stack.enter_context(serving(folder / f"{name}-floor.log"))
+                    legs[name].append(Leg("floor", f"{name}://{address}"))
         for name in wanted:
             if len(legs.get(name, [])) < 2:
                 fail(f"{name}: both addresses are needed (--url and --triton, or --grpc-url and --triton-grpc)", code=2)
@@ -134,9 +130,10 @@ async def measure_legs(
     seed: int,
     *,
     title: str = "overhead",
+    model: str = "identity",
 ) -> list[Comparison]:
-    """Compare ``legs`` of each protocol on ``identity``; ends the command if one cannot be reached."""
-    workload = WORKLOADS["identity"](seed)
+    """Compare ``legs`` of each protocol on the workload ``model``; ends the command if one cannot be reached."""
+    workload = WORKLOADS[model](seed)
     results: list[Comparison] = []
     total = rounds * len(concurrencies) * sum(len(legs[protocol]) for protocol in protocols)
     with progress() as bar:
@@ -178,65 +175,6 @@ def _print_overhead(comparisons: list[Comparison]) -> None:
                 err.print(f"[yellow]{comparison.protocol} {comparison.concurrency}:[/] {leg['fault']}", highlight=False)
     columns = ["users", "leg", "req/s", "ratio", "p50 ms", "added ms", "max ms", "client µs", "faults"]
     print_table("The gateway beside Triton itself, model identity (medians over rounds, 95 % intervals)", columns, rows)
-
-
-@dataclass(slots=True, frozen=True)
-class RunOptions:
-    """Options of ``tidegate bench run``."""
-
-    suite: str
-    where: Where
-    tenant_keys: tuple[str, ...]
-    out: Path | None
-    duration: float | None
-    quick: bool
-    prices: Path | None
-    machine: str
-    seed: int
-    repository: Path
-    json_: bool
-
-
-def run_suite(options: RunOptions) -> None:
-    """``tidegate bench run``."""
-    try:
-        chosen = suites.shortened(suites.read(options.suite), duration_s=options.duration, quick=options.quick)
-        priced = cost.machine(cost.read_prices(options.prices), options.machine)
-    except (suites.SuiteError, cost.PricesError) as error:
-        fail(str(error), code=2)
-    where = options.where
-    if where.gateway is not None and len(chosen.variants) > 1:
-        fail("this suite changes the stack's settings, so it starts its own: leave out --url", code=2)
-    folder = options.out or Path("benchmarks") / "results" / chosen.name
-    grpc = f"grpc://{where.gateway_grpc.removeprefix('grpc://')}" if where.gateway_grpc else None
-    plan = runner.Plan(
-        chosen, folder, options.seed, priced, where.gateway, grpc, where.key, list(options.tenant_keys),
-        options.repository, say=lambda text: err.print(f"  {text}", highlight=False, markup=False),
-    )  # fmt: skip
-    try:
-        results = run_async(runner.run(plan))
-    except StackError as error:
-        fail(str(error))
-    page = report.write(results, folder)
-    if options.json_:
-        print_json(as_dict(results))
-    else:
-        for table in tables.tables(results)[:2]:
-            _print_short(table)
-    for reason in results.noise:
-        err.print(f"[yellow]not for headlines:[/] {reason}", highlight=False)
-    err.print(f"report: {page}", highlight=False)
-    if not results.measurements:
-        fail("nothing could be measured: " + "; ".join(results.skipped))
-    if not any(item.valid for item in results.measurements):
-        fail("every measurement is INVALID")
-
-
-def _print_short(table: tables.Table) -> None:
-    wanted = [table.columns.index(name) for name in _SHORT[table.title]]
-    names = [table.columns.index(name) for name in ("scenario", "workload", "protocol", "load")]
-    rows = [[" ".join(row.cells[n] for n in names), *(row.cells[n] for n in wanted)] for row in table.rows]
-    print_table(table.title, ["run", *(table.columns[number] for number in wanted)], rows)
 
 
 def tasks(where: Where, workloads: str, rounds: int, leg_s: float, seed: int, repository: Path, *, json_: bool) -> None:
@@ -281,36 +219,6 @@ def tasks(where: Where, workloads: str, rounds: int, leg_s: float, seed: int, re
     for item in results:
         if item.fault:
             err.print(f"[yellow]{item.workload}:[/] {item.fault}", highlight=False)
-
-
-def compare_reports(before: Path, after: Path, *, json_: bool) -> None:
-    """``tidegate bench compare``."""
-    try:
-        found = reports.differences(runner.load(before), runner.load(after))
-    except (OSError, ValueError) as error:
-        fail(str(error), code=2)
-    if not found:
-        fail("the reports have no point in common")
-    if json_:
-        print_json(as_dict(found))
-        return
-    rows = [
-        [
-            item.point, f"{item.goodput[0]:,.0f}", f"{item.goodput[1]:,.0f}", _percent(item.change),
-            f"{tables.milliseconds(item.p95_ms[0])} → {tables.milliseconds(item.p95_ms[1])}", item.word,
-        ]
-        for item in found
-    ]  # fmt: skip
-    print_table("Goodput before and after", ["point", "before/s", "after/s", "change", "p95 ms", "verdict"], rows)
-
-
-def _percent(interval: Interval | None) -> str:
-    if interval is None:
-        return "-"
-    text = f"{interval.value:+.1%}"
-    return (
-        text if interval.low is None or interval.high is None else f"{text} [{interval.low:+.1%}, {interval.high:+.1%}]"
-    )
 
 
 def why(where: Where, model: str, seconds: float, *, json_: bool) -> None:
@@ -411,23 +319,3 @@ def parse_slo(text: str) -> suites.Slo:
     if match is None or not 0 < float(match[1]) < 100:
         fail(f"{text}: an objective such as p95=50ms is expected", code=2)
     return suites.Slo(float(match[2]) * (1000 if match[3] == "s" else 1), float(match[1]))
-
-
-def on_gpu(
-    models: str, out: Path | None, seed: int, repository: Path, machine: str, *, quick: bool, json_: bool
-) -> None:
-    """``tidegate bench gpu``."""
-    try:
-        found = gpu.require()
-    except gpu.NoGpuError as error:
-        fail(str(error))
-    err.print(f"on {', '.join(found)}", highlight=False)
-    names = [name.strip() for name in models.split(",") if name.strip()]
-    with tempfile.TemporaryDirectory(prefix="tidegate-gpu-") as folder:
-        copied = gpu.repository(repository, names, Path(folder))
-        scenarios = tuple(suites.Scenario("closed_sweep", name, users=(1, 8, 32, 128), duration_s=10) for name in names)
-        suite = Path(folder) / "gpu.yaml"
-        suite.write_bytes(msgspec.yaml.encode(suites.Suite("On a CUDA GPU", scenarios)))
-        run_suite(
-            RunOptions(str(suite), Where(), (), out, None, quick, None, machine, seed, copied, json_)
-        )  # fmt: skip

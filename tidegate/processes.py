@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -66,6 +67,15 @@ class ChildProcess:
             return "it wrote to the terminal"
         lines = [line for line in self.log_file.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1].strip() if lines else "it wrote nothing"
+
+    def limit_log(self, max_bytes: int) -> None:
+        """Begin its log anew if it has grown over ``max_bytes``; what it held is kept as ``….log.1``.
+
+        The process goes on writing to the same file, which it has opened to append.
+        """
+        if self.log_file is not None and self.log_file.stat().st_size > max_bytes:
+            shutil.copyfile(self.log_file, self.log_file.with_suffix(".log.1"))
+            os.truncate(self.log_file, 0)
 
     def stop(self, grace_s: float) -> None:
         """SIGTERM, and SIGKILL for its whole group after ``grace_s``. Idempotent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -21,7 +22,10 @@ from tidegate.processes import ChildProcess, free_port, port_is_free
 GATEWAY_START_S = 60.0
 DASHBOARD_START_S = 60.0
 MINIMUM_FREE_BYTES = 256 * 2**20
+MAXIMUM_LOG_BYTES = 64 * 2**20
+"""Of each process, and as much again of what came before."""
 _POLL_S = 0.1
+_LOGS_EVERY_S = 5.0
 
 
 class StackError(Exception):
@@ -183,10 +187,16 @@ class Stack:
 
         Triton is restarted by its own watcher; the gateway answers 503 meanwhile.
         """
+        look_at_logs = time.monotonic()
         while True:
             for child in (self._gateway, self._dashboard):
                 if child is not None and not child.running:
                     raise StackError(f"the {child.name} has ended: {child.last_line()} (log: {child.log_file})")
+                if child is not None and time.monotonic() >= look_at_logs:
+                    with contextlib.suppress(OSError):  # a full disk: nothing is served either, and it is said there
+                        child.limit_log(MAXIMUM_LOG_BYTES)
+            if time.monotonic() >= look_at_logs:
+                look_at_logs = time.monotonic() + _LOGS_EVERY_S
             time.sleep(_POLL_S)
 
     def stop(self) -> None:

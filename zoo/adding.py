@@ -26,7 +26,7 @@ from zoo.errors import SourceError
 LONGEST = 512
 """Tokens; more would need a recipe by hand."""
 
-BUCKETS = (16, 32, 64, 128, 256, 384, 512)
+BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic", 1: "lanczos"}
 """Pillow's resampling numbers, which image processors use."""

@@ -1,4 +1,8 @@
-"""BentoML with adaptive batching (``batchable=True``), a worker a core, as its guides have it."""
+"""BentoML with adaptive batching (``batchable=True``) in one service, as its guide has it.
+
+Clients send lists of one; the dispatcher joins them. (A second service in front, which would unwrap single
+inputs, costs a process hop on two cores.)
+"""
 
 # mypy: disable-error-code="import-not-found,untyped-decorator,attr-defined,misc"
 # (installed in an environment of its own)
@@ -12,31 +16,21 @@ from typing import Any
 import bentoml
 
 from benchmarks.onnx_task import OnnxTask
+from benchmarks.peers.ways import Way
 
 FOLDER = Path(os.environ.get("PEER_MODEL", "."))
+WAY = Way.of_environment()
 
 
-@bentoml.service(workers=1, traffic={"timeout": 30, "max_concurrency": 1024})
-class Model:
-    """Runs batches."""
+@bentoml.service(workers=WAY.workers, traffic={"timeout": 30, "max_concurrency": 1024})
+class Task:
+    """One model."""
 
     def __init__(self) -> None:
-        self._task = OnnxTask(FOLDER, threads=os.cpu_count() or 1)
+        self._task = OnnxTask(FOLDER, threads=WAY.threads)
 
-    @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=1000)
-    def infer(self, bodies: list[str]) -> list[Any]:
+    @bentoml.api(route="/predict", batchable=True, max_batch_size=32, max_latency_ms=1000)
+    def predict(self, inputs: list[str]) -> list[Any]:
         """Texts, or pictures in base64, of one batch to answers."""
-        rows = [self._task.decode_value(value) for value in bodies]
+        rows = [self._task.decode_value(value) for value in inputs]
         return [self._task.encode(row) for row in self._task.infer(rows)]
-
-
-@bentoml.service(workers=1, traffic={"timeout": 30, "max_concurrency": 1024})
-class Task:
-    """The public endpoint."""
-
-    model = bentoml.depends(Model)
-
-    @bentoml.api(route="/predict")
-    async def predict(self, inputs: str) -> Any:
-        """``{"inputs": text or base64}`` to the task's answer."""
-        return (await self.model.to_async.infer([inputs]))[0]

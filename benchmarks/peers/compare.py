@@ -4,44 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from benchmarks import measurement as measure
-from benchmarks.bootstrap import Interval, median
-from benchmarks.client import connect
+from benchmarks.bootstrap import middle
+from benchmarks.client import Client, connect
 from benchmarks.closedloop import ClosedLoop
 from benchmarks.measurement import Measurement
-from benchmarks.observe import resources
+from benchmarks.observe import Observer, resources
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.install import interpreter
 from benchmarks.peers.server import PeerServer
+from benchmarks.peers.summary import OWN, PeerResult, result
+from benchmarks.peers.ways import Way
 from benchmarks.peers.workloads import for_peer
 from benchmarks.stack import Stack
 from benchmarks.suite import Slo
+from benchmarks.workloads import Workload, WrongAnswer
 
-OWN = ("tidegate", "triton")
+RECORDS_S = 15.0
+"""How long usage records are waited for."""
 
 
-class PeerResult(msgspec.Struct, frozen=True):
-    """One server on one task, at the number of users where its goodput was highest."""
-
-    server: str
-    task: str
-    users: int
-    goodput: Interval
-    p50_ms: float | None
-    p95_ms: float | None
-    cpu_ms_per_request: float | None
-    rss_bytes: int | None
-    faults: int
-    fault: str | None
-    measurements: list[Measurement]
+class AnswerError(Exception):
+    """A server answers a golden input wrongly, asked alone; it is not measured."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,112 +46,130 @@ class Load:
     seed: int
 
 
-async def compare(
-    servers: Sequence[str],
-    task: str,
-    repository: Path,
-    load: Load,
-    *,
-    rounds: int,
-    python: Callable[[str], Path] = interpreter,
-    say: Callable[[str], None] = lambda _: None,
-) -> tuple[list[PeerResult], list[str]]:
-    """Results, and why the others have none; ``python`` names each peer's interpreter.
+@dataclass(slots=True)
+class Comparison:
+    """Servers on one task; ``python`` names each peer's interpreter, ``ways`` how each spreads its work."""
 
-    Every round starts each server anew, in another order.
-    """
-    points: dict[str, list[list[Measurement]]] = {name: [] for name in servers}
-    skipped: dict[str, str] = {}
-    order = random.Random(load.seed)
-    for number in range(rounds):
-        for name in order.sample(list(servers), len(servers)):
-            if name in skipped:
-                continue
-            try:
-                points[name].append(await _round(name, task, repository, load, python))
-            except Exception as error:  # noqa: BLE001 - a boundary: one server's failure must not end the comparison
-                skipped[name] = f"{name}: {type(error).__name__}: {error}"
-                say(f"skipped {skipped[name]}")
-                continue
-            best = max(points[name][-1], key=lambda item: item.goodput)
-            say(f"round {number + 1}, {task}, {name}: {best.goodput:,.1f}/s within {load.slo}, {best.label}")
-    return [_result(name, task, found) for name, found in points.items() if found], list(skipped.values())
+    task: str
+    repository: Path
+    load: Load
+    python: Callable[[str], Path] = interpreter
+    ways: Mapping[str, Way] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda _: None
+
+    def way(self, server: str) -> Way | None:
+        """What ``server`` is started with; None for our own, which the model's configuration decides."""
+        return None if server in OWN else self.ways.get(server, PEERS[server].ways(os.cpu_count() or 1)[0])
+
+    async def run(self, servers: Sequence[str], rounds: int) -> tuple[list[PeerResult], list[str]]:
+        """Results, and why the others have none. Every round starts each server anew, in another order."""
+        points: dict[str, list[list[Measurement]]] = {name: [] for name in servers}
+        skipped: dict[str, str] = {}
+        order = random.Random(self.load.seed)
+        for number in range(rounds):
+            for name in order.sample(list(servers), len(servers)):
+                if name in skipped:
+                    continue
+                try:
+                    found = await self.round(name, self.way(name))
+                except Exception as error:  # noqa: BLE001 - a boundary: one server's failure must not end the comparison
+                    skipped[name] = f"{name}, {self.task}: {type(error).__name__}: {error}"
+                    self.say(f"skipped {skipped[name]}")
+                    continue
+                for item in found:
+                    item.run = number
+                points[name].append(found)
+                self.say(f"round {number + 1} of {rounds}, {self.task}, {name}: {_best(found)}")
+        whole = [(name, found) for name, found in points.items() if len(found) == rounds]
+        return [result(name, self.task, self.way(name), found) for name, found in whole], list(skipped.values())
+
+    async def tune(self, server: str, rounds: int = 1) -> dict[str, float]:
+        """Right answers in time, a second, by way of spreading the work: the median over rounds, in turns."""
+        ways = {str(way): way for way in PEERS[server].ways(os.cpu_count() or 1)}
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                try:
+                    points = await self.round(server, way)
+                except Exception as error:  # noqa: BLE001 - a boundary: a way that does not work is not chosen
+                    self.say(f"{self.task}, {server}, {name}: {type(error).__name__}: {error}")
+                    found[name].append(0.0)
+                    continue
+                found[name].append(max(item.goodput for item in points))
+                self.say(f"{self.task}, {server}, {name}: {_best(points)}")
+        return {name: middle(values) for name, values in found.items()}
+
+    async def round(self, server: str, way: Way | None) -> list[Measurement]:
+        """Start ``server``, check its answers, load it with each number of users, end it."""
+        workload = await asyncio.to_thread(for_peer, server, self.task, self.load.seed, self.repository)
+        with _serving(server, workload.model, self, way) as (url, key, pid):
+            async with connect(url, key, limit=max(self.load.users), timeout_s=30) as client:
+                answered = await verify(client, workload)
+                points = []
+                for users in self.load.users:
+                    item, more = await self._point(server, workload, client, users, pid)
+                    points.append(item)
+                    answered += more
+            if server == "tidegate":
+                await asyncio.to_thread(_check_books, Observer(url, key), answered, points)
+        return points
+
+    async def _point(
+        self, server: str, workload: Workload, client: Client, users: int, pid: int
+    ) -> tuple[Measurement, int]:
+        load, before = self.load, resources(pid)
+        loop = ClosedLoop(client, workload, users, start=users * 1_000_000)
+        run = await loop.run(load.seconds, load.warmup_s)
+        item = measure.of_closed(
+            run, scenario="closed_sweep", workload=self.task, protocol="http", slo=load.slo, seed=load.seed
+        )
+        item.variant, item.windows = server, []  # hundreds of measurements: the report need not hold every second
+        measure.attach(item, before=before, after=resources(pid), answered=loop.answered)
+        return item, loop.answered
 
 
-async def _round(
-    name: str, task: str, repository: Path, load: Load, python: Callable[[str], Path]
-) -> list[Measurement]:
-    found = []
-    workload = await asyncio.to_thread(for_peer, name, task, load.seed, repository)
-    with _serving(name, workload.model, repository, python) as (url, key, pid):
-        async with connect(url, key, limit=max(load.users), timeout_s=30) as client:
-            for users in load.users:
-                before = resources(pid)
-                loop = ClosedLoop(client, workload, users, start=users * 1_000_000)
-                run = await loop.run(load.seconds, load.warmup_s)
-                item = measure.of_closed(
-                    run, scenario="closed_sweep", workload=task, protocol="http", slo=load.slo, seed=load.seed
-                )
-                item.variant = name
-                measure.attach(item, before=before, after=resources(pid), answered=loop.answered)
-                found.append(item)
-    return found
+async def verify(client: Client, workload: Workload) -> int:
+    """Ask every golden input once, alone; returns how many were answered. Raises :class:`AnswerError`."""
+    for number in range(workload.goldens):
+        payload = workload.golden(number)
+        exchange = await client.post(payload)
+        if exchange.status != 200:
+            text = exchange.body[:200].decode("utf-8", "replace")
+            raise AnswerError(f"golden input {number} is answered {exchange.status or 'not at all'}: {text}")
+        try:
+            workload.check(payload, exchange.body)
+        except WrongAnswer as error:
+            raise AnswerError(str(error)) from error
+    return workload.goldens
+
+
+def _check_books(observer: Observer, answered: int, points: Sequence[Measurement]) -> None:
+    """Keys and metering are on while we are measured: as many usage records as answers, or all of it is INVALID."""
+    deadline = time.monotonic() + RECORDS_S
+    found = observer.completed()
+    while found is not None and found < answered and time.monotonic() < deadline:
+        time.sleep(0.2)
+        found = observer.completed()
+    if found != answered:
+        for item in points:
+            item.verdict = "INVALID"
+            item.reasons.append(f"{found} usage records for {answered} answered requests")
 
 
 @contextlib.contextmanager
-def _serving(
-    name: str, model: str, repository: Path, python: Callable[[str], Path]
-) -> Iterator[tuple[str, str | None, int]]:
-    if name in OWN:
-        with Stack([model], model_repository=repository) as stack:
+def _serving(server: str, model: str, comparison: Comparison, way: Way | None) -> Iterator[tuple[str, str | None, int]]:
+    """The running server: URL, key, process."""
+    if server in OWN:
+        with Stack([model], model_repository=comparison.repository) as stack:
             where = stack.addresses
-            yield (
-                (where.gateway if name == "tidegate" else where.triton),
-                where.key if name == "tidegate" else None,
-                stack.pid,
-            )
+            own = server == "tidegate"
+            yield (where.gateway if own else where.triton), where.key if own else None, stack.pid
         return
-    server = PeerServer(name, python(name), repository / model)
-    with server as url:
-        yield url, None, server.pid
+    peer = PeerServer(server, comparison.python(server), comparison.repository / model, way)
+    with peer as url:
+        yield url, None, peer.pid
 
 
-def _result(name: str, task: str, rounds: list[list[Measurement]]) -> PeerResult:
-    users = max(range(len(rounds[0])), key=lambda index: median([found[index].goodput for found in rounds]).value)
-    chosen = [found[users] for found in rounds]
-    last = chosen[-1]
-    faults = sum(item.counts["wrong"] + item.counts["error"] + item.counts["timeout"] for item in chosen)
-    return PeerResult(
-        PEERS[name].title if name in PEERS else {"tidegate": "Tidegate", "triton": "Triton direct"}[name],
-        task,
-        int(last.load["users"]),
-        median([item.goodput for item in chosen]),
-        last.latency.percentiles["p50"],
-        last.latency.percentiles["p95"],
-        sum(last.cpu_us_per_request.values()) / 1000 if last.cpu_us_per_request else None,
-        last.rss_bytes,
-        faults,
-        next(iter(last.faults), None),
-        [item for found in rounds for item in found],
-    )
-
-
-def table(results: Sequence[PeerResult]) -> list[str]:
-    """Markdown lines, best first."""
-    lines = [
-        "| task | server | users | goodput/s [95 %] | p50 ms | p95 ms | CPU ms per request | memory MiB | faults |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for item in sorted(results, key=lambda found: (found.task, -found.goodput.value)):
-        cells: list[Any] = [
-            item.task, item.server, item.users, item.goodput, _number(item.p50_ms), _number(item.p95_ms),
-            _number(item.cpu_ms_per_request), _number(None if item.rss_bytes is None else item.rss_bytes / 2**20),
-            item.faults,
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    faults = [f"> {item.server}, {item.task}: {item.fault}" for item in results if item.fault]
-    return [*lines, *([""] if faults else []), *faults]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+def _best(points: Sequence[Measurement]) -> str:
+    best = max(points, key=lambda item: item.goodput)
+    return f"{best.goodput:,.1f}/s within {best.slo}, {best.label}"

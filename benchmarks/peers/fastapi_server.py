@@ -1,7 +1,7 @@
 """FastAPI and ONNX Runtime, the plain way: decode, run and answer in the handler's thread; nothing is batched.
 
-As FastAPI's documentation has it for blocking work: ``def`` endpoints, which run in its thread pool.
-The session uses one thread an operator, the pool provides the parallelism.
+As FastAPI's documentation has it for blocking work: ``def`` endpoints, which run in its thread pool, and
+uvicorn's worker processes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request, Response
 
 from benchmarks.onnx_task import OnnxTask
+from benchmarks.peers.ways import Way
 
 
 async def read_body(request: Request) -> bytes:
@@ -22,9 +23,9 @@ async def read_body(request: Request) -> bytes:
     return await request.body()
 
 
-def create_app(folder: Path) -> FastAPI:
-    """One model."""
-    task = OnnxTask(folder, threads=max(1, (os.cpu_count() or 1) // 2))
+def create_app(folder: Path | None = None) -> FastAPI:
+    """One model; the folder in ``PEER_MODEL`` where none is given (that is how uvicorn's workers call it)."""
+    task = OnnxTask(folder or Path(os.environ["PEER_MODEL"]), threads=Way.of_environment().threads)
     app = FastAPI()
 
     @app.get("/ready")
@@ -45,9 +46,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("port", type=int)
     arguments = parser.parse_args()
+    os.environ["PEER_MODEL"] = str(arguments.folder)
     uvicorn.run(
-        create_app(arguments.folder), host="127.0.0.1", port=arguments.port, log_level="warning", access_log=False
-    )
+        "benchmarks.peers.fastapi_server:create_app", factory=True, host="127.0.0.1", port=arguments.port,
+        workers=Way.of_environment().workers, log_level="warning", access_log=False,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@ from pathlib import Path
 from benchmarks.peers.catalogue import PEERS, SHARED
 
 HOME = Path(".tidegate") / "peers"
+_VERSIONS = """
+from importlib.metadata import distributions
+names = {"fastapi", "uvicorn", "uvloop", "litserve", "bentoml", "mlserver", "ray", "onnxruntime", "tokenizers"}
+print(*sorted({f"{d.name}=={d.version}" for d in distributions() if d.name.lower() in names}))
+"""
 
 
 class InstallError(Exception):
@@ -16,7 +21,7 @@ class InstallError(Exception):
 
 
 def interpreter(peer: str, home: Path = HOME) -> Path:
-    """The Python of the peer's environment."""
+    """The Python of the peer's environment, which is made here or may have been made with pip beforehand."""
     return (home / peer / "bin" / "python").absolute()
 
 
@@ -35,3 +40,9 @@ def install(peer: str, home: Path = HOME) -> Path:
     frozen = subprocess.run([str(python), "-m", "pip", "freeze"], capture_output=True, text=True, check=True)  # noqa: S603
     marker.write_text(frozen.stdout)
     return python
+
+
+def versions(python: Path) -> list[str]:
+    """``name==version`` of what decides a peer's speed, read from its environment; empty if it is not there."""
+    found = subprocess.run([str(python), "-c", _VERSIONS], capture_output=True, text=True, check=False)  # noqa: S603
+    return found.stdout.split() if found.returncode == 0 else []

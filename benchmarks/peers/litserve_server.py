@@ -1,4 +1,4 @@
-"""LitServe with its own batching: ``max_batch_size`` and ``batch_timeout``, a worker a core, as it advises."""
+"""LitServe with its own batching: ``max_batch_size`` and ``batch_timeout``, several workers, as its guides have it."""
 
 # mypy: disable-error-code="import-not-found,untyped-decorator,attr-defined,misc"
 # (installed in an environment of its own)
@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 import litserve
 
 from benchmarks.onnx_task import OnnxTask
+from benchmarks.peers.ways import Way
 
 BATCH_TIMEOUT_S = 0.005
 
@@ -26,7 +26,7 @@ class TaskAPI(litserve.LitAPI):
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - the base class's signature
         """In each worker."""
-        self.onnx = OnnxTask(self._folder, threads=1)
+        self.onnx = OnnxTask(self._folder, threads=Way.of_environment().threads)
 
     def decode_request(self, request: dict[str, str]) -> Any:
         """The model's input of one request: ``{"inputs": text or base64}``."""
@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     api = TaskAPI(arguments.folder, max_batch_size=32, batch_timeout=BATCH_TIMEOUT_S, api_path="/predict")
     server = litserve.LitServer(
-        api, accelerator="cpu", workers_per_device=os.cpu_count() or 1, healthcheck_path="/ready"
+        api, accelerator="cpu", workers_per_device=Way.of_environment().workers, healthcheck_path="/ready"
     )
     server.run(
         host="127.0.0.1", port=arguments.port, log_level="warning", generate_client_file=False, num_api_servers=1

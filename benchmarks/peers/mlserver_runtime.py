@@ -15,6 +15,7 @@ from mlserver.codecs import StringCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 
 from benchmarks.onnx_task import OnnxTask
+from benchmarks.peers.ways import Way
 
 
 class TaskRuntime(MLModel):
@@ -22,7 +23,7 @@ class TaskRuntime(MLModel):
 
     async def load(self) -> bool:
         """Once a worker."""
-        self._onnx = OnnxTask(Path(os.environ["PEER_MODEL"]), threads=1)
+        self._onnx = OnnxTask(Path(os.environ["PEER_MODEL"]), threads=Way.of_environment().threads)
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:

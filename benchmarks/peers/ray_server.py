@@ -1,4 +1,4 @@
-"""Ray Serve with ``@serve.batch``, a replica a core, as its guide to dynamic request batching has it."""
+"""Ray Serve with ``@serve.batch``, several replicas, as its guide to dynamic request batching has it."""
 
 # mypy: disable-error-code="import-not-found,untyped-decorator,attr-defined,misc"
 # (installed in an environment of its own)
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import threading
 from pathlib import Path
@@ -16,14 +15,15 @@ from ray import serve
 from starlette.requests import Request
 
 from benchmarks.onnx_task import OnnxTask
+from benchmarks.peers.ways import Way
 
 
-@serve.deployment(num_replicas=os.cpu_count() or 1, max_ongoing_requests=256)
+@serve.deployment(num_replicas=Way.of_environment().workers, max_ongoing_requests=256)
 class Task:
     """One model."""
 
     def __init__(self, folder: str) -> None:
-        self._onnx = OnnxTask(Path(folder), threads=1)
+        self._onnx = OnnxTask(Path(folder), threads=Way.of_environment().threads)
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)
     async def _infer(self, bodies: list[bytes]) -> list[Any]:

@@ -17,6 +17,7 @@ from urllib.request import urlopen
 import benchmarks
 from benchmarks.children import end, spawn
 from benchmarks.peers.catalogue import PEERS
+from benchmarks.peers.ways import Way
 
 START_S = 180.0
 STOP_S = 15.0
@@ -29,8 +30,9 @@ class PeerError(Exception):
 class PeerServer:
     """``with PeerServer("litserve", python, folder) as url``: ready when the block begins, gone after it."""
 
-    def __init__(self, name: str, python: Path, folder: Path) -> None:
+    def __init__(self, name: str, python: Path, folder: Path, way: Way | None = None) -> None:
         self._name = name
+        self._way = way or PEERS[name].ways(os.cpu_count() or 1)[0]
         self._python = python
         self._folder = folder.absolute()
         self._scratch = tempfile.TemporaryDirectory(prefix=f"peer-{name}-")
@@ -43,14 +45,16 @@ class PeerServer:
 
     def __enter__(self) -> str:
         peer, scratch, port = PEERS[self._name], Path(self._scratch.name), _free_port()
-        command = peer.command(self._python, self._folder, port, scratch)
+        command = peer.command(self._python, self._folder, port, scratch, self._way)
         root = Path(benchmarks.__file__).parent.parent
-        environment = {**os.environ, "PYTHONPATH": str(root), "PEER_MODEL": str(self._folder)}
+        environment = {
+            **os.environ, "PYTHONPATH": str(root), "PEER_MODEL": str(self._folder), **self._way.environment(),
+        }  # fmt: skip
         log = scratch / "output.log"
         self._process = spawn(command, log, environment, scratch)
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + START_S
-        while not _answers(url + peer.ready):
+        while not _answers(url + peer.ready.format(model=self._folder.name)):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 lines = log.read_text(errors="replace").strip().splitlines()
                 self.__exit__(None, None, None)

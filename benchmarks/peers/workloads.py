@@ -60,12 +60,16 @@ class _Adapted(Workload):
 class Predict(_Adapted):
     """The task's own JSON, or a picture, to ``/predict``."""
 
-    def __init__(self, source: Workload, *, raw_images: bool) -> None:
+    def __init__(self, source: Workload, *, raw_images: bool, lists: bool = False) -> None:
         super().__init__(source)
         self._raw_images = raw_images
+        self._lists = lists
 
     @override
     def dress(self, payload: Payload) -> Payload:
+        if self._lists:
+            body = msgspec.json.encode({"inputs": [_value(payload)]})
+            return replaced(payload, path="/predict", body=body, content_type="application/json")
         if payload.content_type == "application/json" or self._raw_images:
             return replaced(payload, path="/predict")
         body = msgspec.json.encode({"inputs": _value(payload)})
@@ -73,7 +77,13 @@ class Predict(_Adapted):
 
     @override
     def undress(self, payload: Payload, body: bytes) -> bytes:
-        return body
+        if not self._lists:
+            return body
+        try:
+            (answer,) = msgspec.json.decode(body, type=list[msgspec.Raw])
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise WrongAnswer(f"no list of one answer: {body[:120]!r}") from error
+        return bytes(answer)
 
 
 class V2Text(_Adapted):
@@ -154,11 +164,29 @@ def replaced(payload: Payload, **changes: Any) -> Payload:
     return Payload(**{**fields, **changes})
 
 
+def references(task: str, seed: int, repository: Path) -> dict[int, Any]:
+    """Answers to the golden inputs, computed here by the plain way: what every server must come to."""
+    source = WORKLOADS[task](seed)
+    plain = OnnxTask(repository / source.model)
+    found = {}
+    for number in range(source.goldens):
+        payload = source.golden(number)
+        (row,) = plain.infer([plain.decode(payload.body)])
+        found[number] = source.parse(payload, msgspec.json.encode(plain.encode(row)))
+    return found
+
+
 def for_peer(name: str, task: str, seed: int, repository: Path) -> Workload:
-    """The workload of ``task`` for a peer, for ``triton`` or for ``tidegate``."""
+    """The workload of ``task`` for a peer, ``triton`` or ``tidegate``; answers must match :func:`references`."""
     source = WORKLOADS[task](seed)
     if name == "tidegate":
-        return source
-    if name == "triton":
-        return Direct(source, repository / source.model)
-    return V2Text(source) if PEERS[name].v2 else Predict(source, raw_images=PEERS[name].raw_images)
+        workload: Workload = source
+    elif name == "triton":
+        workload = Direct(source, repository / source.model)
+    elif PEERS[name].v2:
+        workload = V2Text(source)
+    else:
+        workload = Predict(source, raw_images=PEERS[name].raw_images, lists=PEERS[name].lists)
+    for number, answer in references(task, seed, repository).items():
+        workload.expect(number, answer)
+    return workload

@@ -9,14 +9,19 @@ from types import MappingProxyType
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from benchmarks.bootstrap import middle
 from benchmarks.cost import cost
 from benchmarks.measurement import Measurement
+from benchmarks.repeatability import middle_percentile
 from benchmarks.runner import Results
 
 SIZE = (7.2, 4.2)
 CLOSED = ("closed_sweep", "single_stream", "offline")
+_plain = FuncFormatter(lambda value, _: f"{value:,.6g}")
 
 
 def draw(results: Results) -> dict[str, str]:
@@ -54,17 +59,31 @@ def series(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
     return dict(groups)
 
 
+def by_users(group: Sequence[Measurement]) -> dict[int, list[Measurement]]:
+    """The repetitions of each number of users, fewest first."""
+    found: dict[int, list[Measurement]] = defaultdict(list)
+    for item in group:
+        found[int(item.load["users"])].append(item)
+    return dict(sorted(found.items()))
+
+
 def _latency_against_throughput(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bool:
     drawn = False
     for name, group in series([item for item in valid if item.scenario in CLOSED]).items():
-        found = [(item.throughput, item.latency.percentiles["p95"]) for item in group]
-        points = sorted((x, y) for x, y in found if y is not None)
+        found = [
+            (middle([item.throughput for item in runs]), middle_percentile(runs, "p95"))
+            for runs in by_users(group).values()
+        ]
+        points = [(x, y) for x, y in found if y is not None]
         if len(points) > 1:
             axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
             drawn = True
-    axes.set_xlabel("answers a second")
+    axes.set_xlabel("answers a second; one point for each number of users")
     axes.set_ylabel("p95 latency, ms")
+    axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        readable(axis)
     _legend(axes, drawn=drawn)
     return drawn
 
@@ -75,6 +94,9 @@ def _spectrum(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bo
     for item in valid:
         if item.load["model"] == "open" or item.scenario == "single_stream":
             chosen[f"{item.workload} {item.scenario} {item.label} {item.variant}".strip()] = item
+    for item in valid if not chosen else ():
+        if item.scenario == "closed_sweep":  # the last, with most users
+            chosen[f"{item.workload} {item.protocol} {item.variant}".strip()] = item
     for name, item in list(chosen.items())[-6:]:
         points = [(float(key[1:]), value) for key, value in item.latency.percentiles.items() if value is not None]
         if len(points) > 2:
@@ -82,13 +104,17 @@ def _spectrum(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bo
             drawn = True
     axes.set_xscale("log")
     axes.set_xticks([2, 10, 20, 100, 1000], ["p50", "p90", "p95", "p99", "p99.9"])
+    axes.minorticks_off()
+    axes.set_yscale("log")
+    readable(axes.yaxis)
     axes.set_ylabel("latency from the intended time, ms")
     _legend(axes, drawn=drawn)
     return drawn
 
 
 def _timeline(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bool:
-    longest = sorted(valid, key=lambda item: -item.duration_s)[:4]
+    first = [item for item in valid if item.run == 0 and item.scenario != "noise_floor" and item.throughput > 0]
+    longest = sorted(first, key=lambda item: -item.duration_s)[:6]
     for item in longest:
         label = f"{item.workload} {item.scenario} {item.label}"
         axes.plot(
@@ -96,7 +122,8 @@ def _timeline(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bo
         )
     axes.set_xlabel("seconds")
     axes.set_ylabel("answers a second")
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")
+    readable(axes.yaxis)
     _legend(axes, drawn=bool(longest))
     return bool(longest)
 
@@ -104,12 +131,13 @@ def _timeline(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bo
 def _batches(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bool:
     drawn = False
     for name, group in series([item for item in valid if item.scenario in CLOSED and item.mean_batch]).items():
-        points = sorted((item.load["users"], item.mean_batch or 0.0) for item in group)
+        points = [(users, middle([item.mean_batch or 0.0 for item in runs])) for users, runs in by_users(group).items()]
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
         drawn = True
     axes.set_xlabel("users")
     axes.set_ylabel("inferences per execution in Triton")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(_plain)
     _legend(axes, drawn=drawn)
     return drawn
 
@@ -117,7 +145,14 @@ def _batches(axes: Axes, valid: Sequence[Measurement], _results: Results) -> boo
 def _overload(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bool:
     drawn = False
     for name, group in series([item for item in valid if item.scenario == "overload" and "peak" in item.label]).items():
-        points = sorted((item.load["offered"], item.goodput) for item in group if not item.label.startswith("recovery"))
+        runs: dict[str, list[Measurement]] = defaultdict(list)
+        for item in group:
+            if not item.label.startswith("recovery"):
+                runs[item.label].append(item)
+        points = sorted(
+            (middle([item.load["offered"] for item in found]), middle([item.goodput for item in found]))
+            for found in runs.values()
+        )
         if points:
             axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
             drawn = True
@@ -146,6 +181,13 @@ def _cost(axes: Axes, valid: Sequence[Measurement], results: Results) -> bool:
     axes.set_ylabel("USD per 1,000 requests")
     _legend(axes, drawn=True)
     return True
+
+
+def readable(axis: Axis) -> None:
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10, …"""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(_plain)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes: Axes, *, drawn: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.bootstrap import median
 from benchmarks.cost import UTILISATIONS, cost
 from benchmarks.measurement import Measurement
+from benchmarks.repeatability import Headline, headlines
 from benchmarks.runner import Results
 
 
@@ -32,7 +33,14 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
     """All of them, empty ones left out."""
-    found = [_results(results), _costs(results), _server_side(results), _tenants(results), _faults(results)]
+    found = [
+        _headlines(results),
+        _results(results),
+        _costs(results),
+        _server_side(results),
+        _tenants(results),
+        _faults(results),
+    ]
     return [table for table in found if table.rows]
 
 
@@ -46,6 +54,30 @@ def points(measurements: Sequence[Measurement]) -> dict[tuple[str, ...], list[Me
         label = item.label.split("/s, ", 1)[-1]
         groups.setdefault((item.scenario, item.workload, item.protocol, label, item.variant), []).append(item)
     return groups
+
+
+def headlines_of(results: Results) -> list[Headline]:
+    """The best point of each workload, protocol and variant."""
+    return headlines(list(points(results.measurements).values()))
+
+
+def _headlines(results: Results) -> Table:
+    rows = []
+    for item in headlines_of(results):
+        found = cost(results.machine, item.goodput.value)
+        name = " ".join(part for part in (item.workload, item.protocol, item.variant) if part)
+        within = "-" if item.within is None else f"± {item.within:.1%}"
+        rows.append(
+            Row(
+                (
+                    name, item.label, f"{item.goodput.value:,.0f}", within, milliseconds(item.p50_ms),
+                    milliseconds(item.p95_ms), "-" if found is None else f"{found.per_thousand['100%']:.6f}",
+                )
+            )
+        )  # fmt: skip
+    columns = ("workload", "load", "goodput/s", "runs agree within", "p50", "p95", "USD per 1,000")
+    note = "The most right answers within the objective, among the points that met it in every run."
+    return Table("Headlines", columns, tuple(rows), note)
 
 
 def _results(results: Results) -> Table:
@@ -86,7 +118,7 @@ def _costs(results: Results) -> Table:
     machine = results.machine
     rows = []
     for (scenario, workload, protocol, label, variant), group in points(results.measurements).items():
-        if group[-1].label.startswith("recovery"):
+        if group[-1].label.startswith("recovery") or scenario == "noise_floor":
             continue
         goodput = median([item.goodput for item in group]).value
         found = cost(machine, goodput)
@@ -120,7 +152,7 @@ def _costs(results: Results) -> Table:
 def _server_side(results: Results) -> Table:
     rows = []
     for item in results.measurements:
-        if item.mean_batch is None and not item.cpu_us_per_request:
+        if item.scenario == "noise_floor" or (item.mean_batch is None and not item.cpu_us_per_request):
             continue
         triton = item.triton_ms
         cpu = ", ".join(f"{name} {value:,.0f}" for name, value in sorted(item.cpu_us_per_request.items()) if value >= 1)
@@ -131,7 +163,9 @@ def _server_side(results: Results) -> Table:
                     f"{item.scenario} {item.workload} {item.protocol}", f"{item.label} {item.variant}".strip(),
                     "-" if item.mean_batch is None else f"{item.mean_batch:.1f}",
                     *(milliseconds(triton.get(name)) for name in ("queue", "compute_infer")), cpu,
-                    "-" if item.rss_bytes is None else f"{item.rss_bytes / 2**20:,.0f}", usage,
+                    "-" if item.rss_bytes is None else f"{item.rss_bytes / 2**20:,.0f}",
+                    f"{item.load['generator_cpu_share']:.0%}" if "generator_cpu_share" in item.load else "-",
+                    "-" if item.foreign_cpu_share is None else f"{item.foreign_cpu_share:.0%}", usage,
                 ),
                 struck=not item.valid,
             )
@@ -144,6 +178,8 @@ def _server_side(results: Results) -> Table:
         "compute ms",
         "CPU µs per request",
         "memory MiB",
+        "generator, of a core",
+        "others, of all cores",
         "usage records",
     )
     return Table("Inside the server", columns, tuple(rows))

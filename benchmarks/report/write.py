@@ -6,15 +6,19 @@ import html
 import json
 from pathlib import Path
 
-from benchmarks import runner
+from benchmarks import calibration, runner
+from benchmarks.repeatability import doubts, noise_floors
 from benchmarks.report.plots import draw
-from benchmarks.report.tables import Table, tables
+from benchmarks.report.tables import Table, headlines_of, tables
 from benchmarks.runner import Results
 
+TEXT = ("remarks", "what")
+"""Columns that hold sentences, and may wrap."""
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2rem auto;padding:0 1rem;color:#1c2733}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1440px;margin:2rem auto;padding:0 1rem;color:#1c2733}
 table{border-collapse:collapse;font-size:13px;margin:.6rem 0;display:block;overflow-x:auto}
 th,td{border-bottom:1px solid #dde3ea;padding:.3rem .6rem;text-align:left;white-space:nowrap}
+td.text{white-space:normal;min-width:18rem}
 th{background:#f3f6f9}tr.struck td{text-decoration:line-through;color:#8a939c}
 .warning{background:#fff4d6;border-left:4px solid #e0a800;padding:.5rem 1rem}svg{max-width:100%;height:auto}
 pre{background:#f3f6f9;padding:1rem;overflow-x:auto;font-size:12px}.plots{display:flex;flex-wrap:wrap;gap:1rem}
@@ -29,8 +33,13 @@ def write(results: Results, folder: Path) -> Path:
     found = tables(results)
     (folder / "environment.json").write_text(json.dumps(results.environment, indent=2), encoding="utf-8")
     (folder / "report.md").write_text(_markdown(results, found), encoding="utf-8")
+    return write_html(results, folder)
+
+
+def write_html(results: Results, folder: Path) -> Path:
+    """``report.html`` alone, from a report's data; returns its path."""
     path = folder / "report.html"
-    path.write_text(_html(results, found), encoding="utf-8")
+    path.write_text(_html(results, tables(results)), encoding="utf-8")
     return path
 
 
@@ -44,16 +53,20 @@ def _facts(results: Results) -> list[str]:
             f"{where['processor']}, {where['cores_usable']} cores, {where['memory_bytes'] / 2**30:.0f} GiB, "
             f"Linux {where['kernel']}, Python {software['python']}; GPU: {', '.join(where['gpu']) or 'none'}"
         ),
-        (
-            f"load generator: {results.environment['network']['load_generator']}, TLS off, keep-alive on; "
-            "it shares the cores with the system it measures"
-        ),
+        f"load generator: {results.environment['network']['load_generator']}; TLS off, keep-alive on",
         f"command: {results.environment['command']}",
+        *([calibration.sentence(results.calibration)] if results.calibration else []),
+        *(
+            f"A/A, {floor.workload} {floor.protocol}: twice the same in turns, ratio {floor.ratio}; "
+            f"differences below {floor.size:.1%} mean nothing"
+            for floor in noise_floors(results.measurements)
+        ),
     ]
 
 
 def _warnings(results: Results) -> list[str]:
-    found = [f"Not for headlines: {reason}." for reason in results.noise]
+    reasons = [*results.noise, *doubts(headlines_of(results), noise_floors(results.measurements))]
+    found = [f"Not for headlines: {reason}." for reason in reasons]
     invalid = sum(not item.valid for item in results.measurements)
     if invalid:
         found.append(f"{invalid} of {len(results.measurements)} measurements are INVALID and appear in no plot.")
@@ -77,7 +90,8 @@ def _markdown(results: Results, found: list[Table]) -> str:
 def _html(results: Results, found: list[Table]) -> str:
     title = html.escape(results.suite.title)
     parts = [f"<h1>{title}</h1><ul>", *(f"<li>{html.escape(fact)}</li>" for fact in _facts(results)), "</ul>"]
-    parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in _warnings(results)]
+    warnings = "<br>".join(html.escape(warning) for warning in _warnings(results))
+    parts += [f'<p class="warning">{warnings}</p>'] if warnings else []
     parts.append('<div class="plots">')
     parts += [f"<div>{svg}</div>" for svg in draw(results).values()]
     parts.append("</div>")
@@ -95,7 +109,10 @@ def _table(table: Table) -> str:
     head = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
     rows = "".join(
         f"<tr{' class=struck' if row.struck else ''}>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells)
+        + "".join(
+            f"<td{' class=text' if column in TEXT else ''}>{html.escape(cell)}</td>"
+            for column, cell in zip(table.columns, row.cells, strict=True)
+        )
         + "</tr>"
         for row in table.rows
     )

@@ -9,3 +9,9 @@ class IdentityUser(GatewayUser):
     """Open Inference Protocol over HTTP with binary tensors."""
 
     workload = "identity"
+
+
+class EmbeddingsTensorsUser(GatewayUser):
+    """Token ids in, vectors out."""
+
+    workload = "embeddings-tensors"

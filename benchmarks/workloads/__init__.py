@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from benchmarks.workloads.base import Payload, Workload, WrongAnswer
 from benchmarks.workloads.images import Digits, ImageNet, ImageNetTorchScript
-from benchmarks.workloads.tensors import Identity, RawModel
+from benchmarks.workloads.tensors import EmbeddingsTensors, Identity, RawModel
 from benchmarks.workloads.text import (
     Embeddings,
     EmbeddingsInt8,
@@ -26,7 +26,8 @@ WORKLOADS: Mapping[str, Callable[[int], Workload]] = MappingProxyType(
         kind.name: kind
         for kind in (
             Identity, Digits, TopicsZh, TranslateZhEn, TranslateEnFr, QuestionAnswering, Sentiment, Entities,
-            Embeddings, EmbeddingsInt8, EmbeddingsOpenAI, EmbeddingsTei, ImageNet, ImageNetTorchScript,
+            Embeddings, EmbeddingsInt8, EmbeddingsOpenAI, EmbeddingsTei, EmbeddingsTensors, ImageNet,
+            ImageNetTorchScript,
         )
     }
 )  # fmt: skip

@@ -36,8 +36,12 @@ def field(number: int, value: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(value)) + value
 
 
-def infer_message(model: str, tensors: Sequence[tuple[str, str, Sequence[int], bytes]]) -> bytes:
+def infer_message(
+    model: str, tensors: Sequence[tuple[str, str, Sequence[int], bytes]], outputs: Sequence[str] = ()
+) -> bytes:
     """A serialised ``inference.ModelInferRequest`` with raw contents; tensors are (name, datatype, shape, data).
+
+    Without ``outputs`` all of them come back.
 
     Written field by field, so that preparing a request costs microseconds and no load generator
     spends its time in Protocol Buffers.
@@ -46,7 +50,8 @@ def infer_message(model: str, tensors: Sequence[tuple[str, str, Sequence[int], b
         field(5, field(1, name.encode()) + field(2, datatype.encode()) + field(3, b"".join(map(varint, shape))))
         for name, datatype, shape, _ in tensors
     )
-    return field(1, model.encode()) + inputs + b"".join(field(7, data) for *_, data in tensors)
+    wanted = b"".join(field(6, field(1, name.encode())) for name in outputs)
+    return field(1, model.encode()) + inputs + wanted + b"".join(field(7, data) for *_, data in tensors)
 
 
 def infer_body(
@@ -112,6 +117,55 @@ class Identity(Workload):
     @override
     def matches(self, reference: Any, answer: Any) -> bool:
         return bool(reference == answer)
+
+
+class EmbeddingsTensors(Workload):
+    """``embeddings`` without its tokenizer: token ids of mixed lengths in, one vector out, over HTTP or gRPC."""
+
+    name = "embeddings-tensors"
+    model = "embeddings"
+    width = 384
+    lengths = (6, 12, 16, 24, 32, 48, 64, 96, 128)
+
+    @override
+    @property
+    def goldens(self) -> int:
+        return 16
+
+    @override
+    def golden(self, number: int) -> Payload:
+        return self._payload(np.random.default_rng((self.seed, number)), number)
+
+    @override
+    def unique(self, index: int) -> Payload:
+        return self._payload(np.random.default_rng((self.seed, self.goldens + index)), None)
+
+    def _payload(self, numbers: np.random.Generator, golden: int | None) -> Payload:
+        length = int(numbers.choice(self.lengths))
+        ids = numbers.integers(1996, 20_000, (1, length)).astype("<i8")  # words of the vocabulary
+        ids[0, 0], ids[0, -1] = 101, 102
+        arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        tensors = [(name, "INT64", array.shape, array.tobytes()) for name, array in arrays.items()]
+        outputs = ["sentence_embedding"]
+        body, headers = infer_body(tensors, outputs)
+        message = infer_message(self.model, tensors, outputs)
+        path = f"/v2/models/{self.model}/infer"
+        return Payload(path, body, "application/octet-stream", headers, golden, message=message)
+
+    @override
+    def parse(self, payload: Payload, body: bytes) -> Any:
+        """Over HTTP and gRPC alike the raw output ends the answer."""
+        if len(body) <= self.width * 4:
+            raise WrongAnswer(f"{len(body)} bytes hold no vector of {self.width} numbers")
+        vector = np.frombuffer(body[-self.width * 4 :], dtype="<f4")
+        norm = float(np.linalg.norm(vector))
+        if not np.isfinite(norm) or norm < 1e-3:
+            raise WrongAnswer(f"a vector of length {norm:g}")
+        return vector / norm
+
+    @override
+    def matches(self, reference: Any, answer: Any) -> bool:
+        return bool(float(reference @ answer) > 0.9999)
 
 
 class RawModel(Workload):

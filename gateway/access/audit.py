@@ -8,6 +8,7 @@ the key: cutting, rewriting or restoring the database alone shows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -100,6 +101,11 @@ class Audit:
         self.appended = 0
         """Records written by this process."""
 
+    @property
+    def unanchored(self) -> int:
+        """Signed checkpoints that the anchor file lacks: it could not be written."""
+        return len(self._unanchored)
+
     @asynccontextmanager
     async def operation(self, actor: Actor, action: str, object_: str = "") -> AsyncIterator[Operation]:
         """Run a change and its record in one transaction.
@@ -147,6 +153,8 @@ class Audit:
 
     async def verify(self) -> Verification:
         """Walk the whole chain and name the first bad record. Raises ``Unavailable``."""
+        with contextlib.suppress(Unavailable):
+            await self._anchor()
         # The anchor is read first and the records last: what is written meanwhile is only ever newer.
         anchored = await asyncio.to_thread(self._read_anchor)
         if isinstance(anchored, Finding):

@@ -43,6 +43,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 def create_admin(store: Store, access: Access, *, release: str = "0") -> Guard:
     """Return the ASGI application for every path below ``/admin``, its guard in front."""
+    return Guard(create_application(store, access, release=release), access.authenticator)
+
+
+def create_application(store: Store, access: Access, *, release: str = "0") -> FastAPI:
+    """Return what stands behind the guard."""
     app = FastAPI(
         title="Tidegate administration",
         version=release,
@@ -66,7 +71,7 @@ def create_admin(store: Store, access: Access, *, release: str = "0") -> Guard:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _defect)
-    return Guard(app, access.authenticator)
+    return app
 
 
 async def _gateway_error(request: Request, error: Exception) -> JSONResponse:

@@ -25,8 +25,7 @@ from gateway.dialects.http import Dialect, Request, Response, Route
 from gateway.dialects.routing import Router
 from gateway.errors import ClientClosed, GatewayError, Internal, Malformed, NotAcceptable
 from gateway.pipeline import Pipeline
-from gateway.transport import WHOLE_ANSWER
-from gateway.types import Call
+from gateway.types import WHOLE_ANSWER, Call
 
 log = structlog.get_logger(__name__)
 

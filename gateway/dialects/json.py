@@ -1,8 +1,8 @@
 """Strict JSON for every dialect: what is not JSON, or not in the wanted form, is the caller's error.
 
-Decoding is msgspec's (RFC 8259: no NaN, no trailing characters, UTF-8 only, no lone surrogates). Two
+Decoding is msgspec's (RFC 8259: no NaN, no trailing characters, UTF-8 only, no lone surrogates). Three
 things that it lets pass are refused here without parsing twice: an object that names a member twice,
-and values nested deeper than ``MAX_DEPTH``.
+values nested deeper than ``MAX_DEPTH``, and more of them than anybody needs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from gateway.errors import Invalid, Malformed
+from gateway.errors import Invalid, Malformed, TooLarge
 
 T = TypeVar("T")
 
 MAX_DEPTH = 100
 """Containers in containers; Triton's own limit."""
+MAX_PARTS = 1_000_000
+"""Lists, objects and members of a body. Three bytes make an empty list, which takes 64 in memory."""
 
 _KEY = re.compile(rb'"[ \t\r\n]*:')
 _CONTAINERS = (dict, list)
@@ -27,7 +29,7 @@ _CONTAINERS = (dict, list)
 def decode_json(body: bytes | memoryview, form: type[T]) -> T:
     """``body`` as ``form`` (anything msgspec decodes).
 
-    Raises ``Malformed`` for what is not JSON, ``Invalid`` for JSON of another form.
+    Raises ``Malformed`` for what is not JSON, ``Invalid`` for JSON of another form, ``TooLarge``.
     """
     raw = body if isinstance(body, bytes) else bytes(body)
     value = decode(raw)
@@ -38,7 +40,9 @@ def decode_json(body: bytes | memoryview, form: type[T]) -> T:
 
 
 def decode(body: bytes) -> Any:
-    """``body`` as plain dicts, lists, strings, numbers. Raises ``Malformed``."""
+    """``body`` as plain dicts, lists, strings, numbers. Raises ``Malformed``, or ``TooLarge`` for too many of them."""
+    if len(body) > MAX_PARTS and body.count(b"[") + body.count(b"{") + body.count(b":") > MAX_PARTS:
+        raise TooLarge(f"the body has more than {MAX_PARTS} lists, objects and members")
     try:
         value = msgspec.json.decode(body)
     except msgspec.ValidationError as error:  # a number that no double can hold

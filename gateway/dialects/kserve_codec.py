@@ -6,6 +6,7 @@ Shared by the HTTP and the gRPC dialect: what ``parameters`` may hold (:func:`cl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -36,6 +37,8 @@ MAX_CLASSES = 100_000
 _KNOWN_HEADERS = 512
 _KNOWN_BYTES = 1024
 """Headers up to this size are decoded once and remembered, the most recently used ones."""
+_MAX_DIGITS = 18
+"""Of a header's number: Python refuses to read one of thousands."""
 _RESERVED_PREFIXES = ("sequence_", "shared_memory_", "triton_")
 _RESERVED = frozenset({"headers"})
 _OWN = frozenset({"priority", "timeout", "binary_data_output"})
@@ -122,7 +125,9 @@ def decode_infer(
     """
     if header_length is None:
         length = len(body)
-    elif not header_length.isascii() or not header_length.isdigit() or int(header_length) > len(body):
+    elif not (header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_DIGITS) or (
+        int(header_length) > len(body)
+    ):
         raise Malformed("Inference-Header-Content-Length is not a length within the body")
     else:
         length = int(header_length)
@@ -223,6 +228,10 @@ def clean_parameters(parameters: Mapping[str, Any]) -> tuple[dict[str, Parameter
             continue
         if not isinstance(value, bool | int | float | str):
             raise Invalid(f"the parameter {name!r} is not a string, number or boolean", param=name)
+        if (isinstance(value, int) and not -(2**63) <= value < 2**63) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
+            raise Invalid(f"the parameter {name!r} is out of range", param=name)  # of what reaches Triton
         kept[name] = value
     return kept, _natural(parameters, "priority", 2**32 - 1) or 0, _natural(parameters, "timeout", 2**63 - 1)
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
-import grpc.aio
 import structlog
 import uuid_utils
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.access.credentials import find_credential
@@ -34,6 +34,7 @@ from gateway.errors import (
     NotFound,
     NotImplementedHere,
 )
+from gateway.http2.rpc import Methods, RpcStream, StatusError
 from gateway.pipeline import Pipeline
 from gateway.triton.messages import set_parameters
 from gateway.types import Call, InferenceResult, Scope
@@ -66,16 +67,17 @@ Answer = Callable[[Any, Call], Awaitable[Any]]
 
 
 class KserveGrpc:
-    """The service's handlers; ``add_to`` registers them on a server."""
+    """The service's handlers, for :class:`~gateway.http2.server.RpcServer`."""
 
     name = "kserve_grpc"
 
     def __init__(self, pipeline: Pipeline, version: str) -> None:
         self._pipeline = pipeline
         self._version = version
+        self._reflection = reflection.aio.ReflectionServicer((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME))
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Register the service, health and reflection."""
+    def methods(self) -> Methods:
+        """The handlers by path: the service, health and reflection."""
         unary: dict[str, tuple[Answer, Scope | None]] = {
             "ServerLive": (self.server_live, None),
             "ServerReady": (self.server_ready, None),
@@ -89,63 +91,49 @@ class KserveGrpc:
             "RepositoryModelLoad": (self.load, "models:admin"),
             "RepositoryModelUnload": (self.unload, "models:admin"),
         }
-        handlers: dict[str, grpc.RpcMethodHandler] = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._unary(name, answer, scope),
-                getattr(pb, f"{name}Request").FromString,
-                getattr(pb, f"{name}Response").SerializeToString,
-            )
+        handlers = {
+            f"/{SERVICE}/{name}": self._unary(name, answer, scope, getattr(pb, f"{name}Request").FromString)
             for name, (answer, scope) in unary.items()
         }
-        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self.model_stream_infer, pb.ModelInferRequest.FromString, pb.ModelStreamInferResponse.SerializeToString
+        return Methods(
+            {**handlers, f"/{HEALTH_SERVICE}/Check": self.health_check},
+            {
+                f"/{SERVICE}/ModelStreamInfer": self.model_stream_infer,
+                f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": self.reflect,
+            },
         )
-        health = {
-            "Check": grpc.unary_unary_rpc_method_handler(
-                self.health_check,
-                health_pb2.HealthCheckRequest.FromString,
-                health_pb2.HealthCheckResponse.SerializeToString,
-            )
-        }
-        server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(SERVICE, handlers),
-                grpc.method_handlers_generic_handler(HEALTH_SERVICE, health),
-            )
-        )
-        reflection.enable_server_reflection((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
 
     # --- the way in
 
-    def _unary(self, operation: str, answer: Answer, scope: Scope | None) -> Any:
-        async def handle(message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            call = self._call(operation, context)
+    def _unary(self, operation: str, answer: Answer, scope: Scope | None, parse: Callable[[bytes], Any]) -> Any:
+        async def handle(stream: RpcStream, body: bytes) -> bytes:
+            call = self._call(operation, stream)
             try:
                 if scope is not None:
-                    await self._authenticate(call, context, scope)
-                call.bytes_in = message.ByteSize()
+                    await self._authenticate(call, stream, scope)
+                call.bytes_in = len(body)
+                message = _parsed(parse, body)
                 if call.idempotency_key is not None and operation == "ModelInfer":
                     reply = await self._once(message, call, answer)
                 else:
-                    reply = await answer(message, call)
-                call.bytes_out = reply.ByteSize()
+                    reply = (await answer(message, call)).SerializeToString()
+                call.bytes_out = len(reply)
                 await self._pipeline.close(call)
             except asyncio.CancelledError as error:
                 await self._pipeline.close(call, error)
                 self._finished(call, ClientClosed.status)
                 raise
-            except Exception as error:  # noqa: BLE001 - the boundary: logged and answered
+            except Exception as error:
                 failure = await self._failed(error, call)
                 self._finished(call, failure.status)
-                await self._abort(context, failure, call)
-            else:
-                context.set_trailing_metadata(_trailers(call))
-                self._finished(call, 200)
-                return reply
+                raise _status(failure, call) from error
+            stream.trailers = _trailers(call)
+            self._finished(call, 200)
+            return reply
 
         return handle
 
-    async def _once(self, message: Any, call: Call, answer: Answer) -> Any:
+    async def _once(self, message: Any, call: Call, answer: Answer) -> bytes:
         """The answer to a request with an idempotency key: the handler's, or the one that it gave before."""
 
         async def work() -> KeptAnswer:
@@ -154,24 +142,21 @@ class KserveGrpc:
         asked = (b"ModelInfer", message.SerializeToString(deterministic=True))
         kept = await self._pipeline.once(call, asked, work)
         call.headers.update(kept.headers)
-        return pb.ModelInferResponse.FromString(kept.body)
+        return kept.body
 
-    def _call(self, operation: str, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
-        metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    def _call(self, operation: str, stream: RpcStream) -> Call:
+        metadata = stream.head.metadata
         usage_id = str(uuid_utils.uuid7())
-        call = Call(usage_id, usage_id, self.name, operation, client_address=_address(context.peer()))
+        call = Call(usage_id, usage_id, self.name, operation, client_address=stream.peer)
         call.request_id = acceptable_request_id(metadata.get("x-request-id")) or usage_id
         call.idempotency_key = metadata.get("idempotency-key")
         call.trace_parent, call.trace_state = metadata.get("traceparent"), metadata.get("tracestate")
-        remaining = context.time_remaining()
-        settings = self._pipeline.settings
-        self._pipeline.set_timeout(call, settings.default_timeout_s if remaining is None else remaining)
+        remaining = stream.head.timeout_s
+        self._pipeline.set_timeout(call, self._pipeline.settings.default_timeout_s if remaining is None else remaining)
         return call
 
-    async def _authenticate(self, call: Call, context: grpc.aio.ServicerContext[Any, Any], scope: Scope) -> None:
-        metadata = context.invocation_metadata() or ()
-        pairs = [(name.encode(), value.encode()) for name, value in metadata if isinstance(value, str)]
-        call.credential = find_credential(pairs, {})
+    async def _authenticate(self, call: Call, stream: RpcStream, scope: Scope) -> None:
+        call.credential = find_credential(stream.head.fields, {})
         try:
             await self._pipeline.authenticate(call, scope)
         except Forbidden:
@@ -189,13 +174,6 @@ class KserveGrpc:
             return unrecorded
         return error if isinstance(error, GatewayError) else Internal("internal error")
 
-    async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], error: GatewayError, call: Call) -> None:
-        trailers = [*_trailers(call)]
-        if error.retry_after_s is not None:
-            trailers.append(("retry-after", str(max(1, math.ceil(error.retry_after_s)))))
-        code = STATUS_CODES.get(error.status, grpc.StatusCode.INTERNAL)
-        await context.abort(code, error.message, tuple(trailers))
-
     def _finished(self, call: Call, code: int) -> None:
         self._pipeline.metrics.finished(call, code, (time.monotonic_ns() - call.received_ns) / 1e9)
 
@@ -210,13 +188,19 @@ class KserveGrpc:
         ready = bool(self._pipeline.pool.ready_models()) and not self._pipeline.draining
         return pb.ServerReadyResponse(ready=ready)
 
-    async def health_check(self, message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def health_check(self, _stream: RpcStream, body: bytes) -> bytes:
         """``grpc.health.v1``: for the empty service name and for this one."""
-        if message.service not in {"", SERVICE}:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        if _parsed(health_pb2.HealthCheckRequest.FromString, body).service not in {"", SERVICE}:
+            raise StatusError(grpc.StatusCode.NOT_FOUND, "unknown service")
         states = health_pb2.HealthCheckResponse
         serving = bool(self._pipeline.pool.ready_models()) and not self._pipeline.draining
-        return health_pb2.HealthCheckResponse(status=states.SERVING if serving else states.NOT_SERVING)
+        return bytes(states(status=states.SERVING if serving else states.NOT_SERVING).SerializeToString())
+
+    async def reflect(self, _stream: RpcStream, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Server reflection: what the services and their messages are."""
+        requests = (reflection_pb2.ServerReflectionRequest.FromString(body) async for body in messages)
+        async for reply in self._reflection.ServerReflectionInfo(requests, None):
+            yield reply.SerializeToString()
 
     async def server_metadata(self, _message: Any, _call: Call) -> Any:
         """Name, version, extensions."""
@@ -301,41 +285,44 @@ class KserveGrpc:
     # --- streams
 
     async def model_stream_infer(
-        self, messages: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
+        self, stream: RpcStream, messages: AsyncIterator[bytes]
+    ) -> AsyncGenerator[bytes, None]:
         """Each request of the stream is answered in its turn; each is metered as a call of its own.
 
         An error answers its request as ``error_message`` and the stream goes on, unless the client
         asked for a status with the metadata ``triton_grpc_error: true``.
         """
-        by_status = ("triton_grpc_error", "true") in (context.invocation_metadata() or ())
-        async for message in messages:
-            call = self._call("ModelStreamInfer", context)
-            code = 200
+        by_status = stream.head.metadata.get("triton_grpc_error") == "true"
+        async for body in messages:
+            call = self._call("ModelStreamInfer", stream)
+            code, identity = 200, ""
             try:
-                await self._authenticate(call, context, "infer")
+                await self._authenticate(call, stream, "infer")
                 if call.idempotency_key is not None:
                     raise Malformed("idempotency-key: a stream cannot be answered again; use ModelInfer")
-                call.bytes_in = message.ByteSize()
+                call.bytes_in = len(body)
+                message = _parsed(pb.ModelInferRequest.FromString, body)
+                identity = message.id
                 async for reply in self._stream_one(message, call):
-                    call.bytes_out += reply.ByteSize()
+                    sent = reply.SerializeToString()
+                    call.bytes_out += len(sent)
                     if reply.infer_response.parameters["triton_final_response"].bool_param:
                         await self._pipeline.close(call)
-                    yield reply
+                    yield sent
                 await self._pipeline.close(call)
             except (asyncio.CancelledError, GeneratorExit) as error:
                 await self._pipeline.close(call, error)
                 self._finished(call, ClientClosed.status)
                 raise
-            except Exception as error:  # noqa: BLE001 - the boundary: logged and answered
+            except Exception as error:
                 failure = await self._failed(error, call)
                 code = failure.status
                 if by_status or code in {401, 403}:
                     self._finished(call, code)
-                    await self._abort(context, failure, call)
+                    raise _status(failure, call) from error
                 failed = pb.ModelStreamInferResponse(error_message=failure.message)
-                failed.infer_response.id = message.id
-                yield failed
+                failed.infer_response.id = identity
+                yield failed.SerializeToString()
             self._finished(call, code)
 
     async def _stream_one(self, message: Any, call: Call) -> AsyncIterator[Any]:
@@ -369,9 +356,15 @@ def _trailers(call: Call) -> tuple[tuple[str, str], ...]:
     return tuple(trailers)
 
 
-def _address(peer: str) -> str:
-    """The address in gRPC's ``ipv4:1.2.3.4:5``, ``ipv6:%5B::1%5D:5``."""
-    kind, _, rest = peer.partition(":")
-    if kind not in {"ipv4", "ipv6"}:
-        return ""
-    return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
+def _parsed(parse: Callable[[bytes], Any], body: bytes) -> Any:
+    try:
+        return parse(body)
+    except DecodeError as error:
+        raise Malformed("the message is not what the method takes") from error
+
+
+def _status(error: GatewayError, call: Call) -> StatusError:
+    trailers = [*_trailers(call)]
+    if error.retry_after_s is not None:
+        trailers.append(("retry-after", str(max(1, math.ceil(error.retry_after_s)))))
+    return StatusError(STATUS_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message, trailers)

@@ -181,17 +181,17 @@ class Tei:
 
     async def _tokenize(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:  # noqa: ARG002
         asked = codec.decode_body(request, codec.TokenizeBody)
-        tokens = await _aside(characters(asked.inputs), codec.tokenize, self._encoder(card), asked)
+        tokens = await _aside(characters(asked.inputs), codec.tokenize, await self._encoder(card), asked)
         return encode(tokens), characters(asked.inputs)
 
     async def _decode(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:  # noqa: ARG002
         asked = codec.decode_body(request, codec.DecodeBody)
-        texts = await _aside(characters(asked.ids), codec.decode_ids, self._encoder(card), asked)
+        texts = await _aside(characters(asked.ids), codec.decode_ids, await self._encoder(card), asked)
         return encode(texts), sum(map(len, texts))
 
-    def _encoder(self, card: ModelCard) -> TextEncoder:
+    async def _encoder(self, card: ModelCard) -> TextEncoder:
         names = task_names(card)
-        task = self._pipeline.task(card, names[0]) if names else None
+        task = await self._pipeline.tasks.get(card, names[0]) if names else None
         if not isinstance(task, TextTask):
             raise NotFound("the model has no tokenizer", param="model")
         return task.encoder

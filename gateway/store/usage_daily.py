@@ -30,6 +30,9 @@ DAILY_SUMS = (
     "cost_pico_usd", "billed_pico_usd",
 )  # fmt: skip
 _NUMBERS = ("requests", *DAILY_SUMS)
+_DAY_S = 86_400
+_ID_MARGIN_S = 3600
+"""An id is made when its request is received, on the same clock; it may have been stepped in between."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -109,6 +112,40 @@ async def rebuild_daily(connection: AsyncConnection) -> list[dict[str, Any]]:
     return wrong
 
 
+async def compare_day(connection: AsyncConnection, day: dt.date) -> list[dict[str, Any]]:
+    """The sums of one day that differ from its records, as :func:`rebuild_daily` gives them; changes nothing.
+
+    One statement for each table: records and sums of one instant. The records of a day lie together, because
+    their ids begin with the time.
+    """
+    start = int(dt.datetime(day.year, day.month, day.day, tzinfo=dt.timezone.utc).timestamp())
+    bounds = {
+        "day": day.isoformat(), "begin": start * 1_000_000, "end": (start + _DAY_S) * 1_000_000,
+        "first": _id_at(start - _ID_MARGIN_S), "last": _id_at(start + _DAY_S + _ID_MARGIN_S),
+    }  # fmt: skip
+    of_the_day = "usage_id >= :first AND usage_id < :last AND received_at >= :begin AND received_at < :end AND "
+    wrong = []
+    for rollup in (BY_KEY, BY_MODEL):
+        columns = names((*rollup.key, *_NUMBERS))
+        anew = f"SELECT {columns} FROM ({_anew(connection, rollup, of_the_day)}) AS made"  # noqa: S608
+        kept = f"SELECT {columns} FROM {rollup.table.name} WHERE day = :day"  # noqa: S608
+        query = (
+            f"SELECT 1 AS kept, lost.* FROM ({kept} EXCEPT {anew}) AS lost "  # noqa: S608
+            f"UNION ALL SELECT 0 AS kept, found.* FROM ({anew} EXCEPT {kept}) AS found"
+        )
+        sides: tuple[dict[tuple[Any, ...], dict[str, int]], ...] = ({}, {})
+        for row in (await connection.execute(text(query), bounds)).mappings():
+            sums = _sums(row, _NUMBERS)
+            if any(sums.values()):  # a state left behind sums to nothing
+                sides[row["kept"]][tuple(row[name] for name in rollup.key)] = sums
+        after, before = sides
+        wrong += [
+            {**dict(zip(rollup.key, key, strict=True)), "before": before.get(key), "after": after.get(key)}
+            for key in sorted(before.keys() | after.keys())
+        ]
+    return wrong
+
+
 async def fill_daily(connection: AsyncConnection) -> None:
     """Fill both tables, which are empty, from the records."""
     for rollup in (BY_KEY, BY_MODEL):
@@ -149,8 +186,14 @@ def _add_statement(rollup: Rollup, sqlite: bool) -> TextClause:
     )
 
 
-def _anew(connection: AsyncConnection, rollup: Rollup) -> str:
-    """SELECT that makes a rollup from the records."""
+def _id_at(seconds: int) -> str:
+    """What the id of a record made at this instant (seconds since the epoch) begins with: UUIDv7."""
+    digits = f"{seconds * 1000:012x}"
+    return f"{digits[:8]}-{digits[8:]}"
+
+
+def _anew(connection: AsyncConnection, rollup: Rollup, condition: str = "") -> str:
+    """SELECT that makes a rollup from the records; ``condition`` ends with AND."""
     day, number = "strftime('%Y-%m-%d', received_at / 1000000, 'unixepoch')", "sum({0})"
     if connection.dialect.name == "postgresql":
         day = "to_char(to_timestamp(received_at / 1000000) AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
@@ -160,7 +203,7 @@ def _anew(connection: AsyncConnection, rollup: Rollup) -> str:
     rest = ", ".join(rollup.key[1:])
     return (
         f"SELECT {day} AS day, {rest}, {others}count(*) AS requests, {sums} "  # noqa: S608
-        f"FROM usage_records WHERE state <> 'reserved' GROUP BY 1, {rest}"
+        f"FROM usage_records WHERE {condition}state <> 'reserved' GROUP BY 1, {rest}"
     )
 
 

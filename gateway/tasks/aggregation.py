@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from gateway.tasks.answers import Entity, FloatArray
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Strategy = Literal["simple", "first", "average", "max"]
 IntArray = npt.NDArray[Any]

@@ -27,7 +27,12 @@ Pixels = npt.NDArray[np.uint8]
 MAX_FRAMES = 100
 """Frames of an animation whose first is still taken."""
 
+MAX_SCANS = 50
+"""Of a progressive JPEG, which has about ten. Each takes a look at every pixel, and 40 bytes of the file."""
+
 _ORIENTATION = 0x0112
+_START_OF_SCAN = b"\xff\xda"
+"""Within the data of a scan 0xFF is always followed by 0."""
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -67,7 +72,7 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
     """The picture's header, read and checked; its pixels are not decoded yet.
 
     Raises ``UnsupportedMediaType`` for any other format, ``TooLarge`` for more than ``max_pixels``,
-    ``Invalid`` for a damaged header or an animation of more than ``MAX_FRAMES``.
+    ``Invalid`` for a damaged header, an animation of more than ``MAX_FRAMES`` or more than ``MAX_SCANS``.
     """
     kind = _format(data)
     if kind is None:
@@ -85,6 +90,8 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
         )
     if frames > MAX_FRAMES:
         raise Invalid(f"the animation has more than {MAX_FRAMES} frames", param="inputs")
+    if kind == "JPEG" and data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise Invalid(f"the picture has more than {MAX_SCANS} scans", param="inputs")
     return image
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
 
-from gateway.catalog import ModelCard, TextPreprocessing
+from gateway.catalog import ModelCard, TextPreprocessing, file_sha256
 from gateway.errors import Invalid
 from gateway.settings import Settings
 from gateway.tasks.rows import Row
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
 
 Direction = Literal["left", "right"]
 
@@ -32,6 +34,9 @@ class Tokenizers:
 
         Raises ``ValueError`` if the file is missing or is no tokenizer.
         """
+        # Imported here: memory that a gateway which nobody has sent a text never needs.
+        from tokenizers import Tokenizer  # noqa: PLC0415
+
         try:
             content = path.read_bytes()
             digest = hashlib.sha256(content).digest()
@@ -43,6 +48,18 @@ class Tokenizers:
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not a tokenizer: {error}") from error
         return self._by_content[digest]
+
+
+def has_validated_tokenizer(card: ModelCard) -> bool:
+    """Whether the model's tokenizer is the file that its build validated: it can be loaded when it is needed."""
+    preprocessing, evidence = card.recipe.preprocessing, card.evidence
+    if not isinstance(preprocessing, TextPreprocessing) or evidence is None:
+        return False
+    expected = evidence.files.get(preprocessing.tokenizer)
+    try:
+        return expected is not None and file_sha256(card.folder / preprocessing.tokenizer) == expected
+    except OSError:
+        return False
 
 
 class TextEncoder:

@@ -23,6 +23,11 @@ _NOT_READY = re.compile(
 )
 # A model's own error (INTERNAL) may say "not found" too: it was executed.
 _NOT_READY_CODES = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNKNOWN})
+_DEVICE = re.compile(
+    r"out of memory|failed to allocate memory|bad_alloc|cuda (error|failure)|cudnn_status|cublas_status"
+    r"|device-side assert",
+    re.I,
+)
 _STUB_DIED = re.compile(r"stub process|not healthy", re.I)
 
 
@@ -32,6 +37,10 @@ class NotExecuted(Unavailable):
 
 class ModelNotReady(NotExecuted):
     """The server is there, the model is not ready on it."""
+
+
+class DeviceFailed(Unavailable):
+    """The server's device is out of memory or broken. The request has no result, and is over; others fare alike."""
 
 
 class ModelFailed(BadUpstream):
@@ -47,6 +56,8 @@ def translate_text(details: str, code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
     """Our error for Triton's, from its text and status."""
     if _SHED.search(details):
         return Unavailable("the model's queue is full", retry_after_s=1.0)
+    if _DEVICE.search(details):
+        return DeviceFailed("the model's device cannot take more work now", retry_after_s=1.0)
     if _STUB_DIED.search(details):
         return BadUpstream("the model's process died; the request may have been executed")
     if code in _NOT_READY_CODES and _NOT_READY.search(details):

@@ -127,8 +127,10 @@ class HttpInference:
         self._authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def can_carry(self, request: InferenceRequest) -> bool:
-        """Whether HTTP has a form for ``request``: a plain model name, whole parameters, and not too large."""
-        if not _PLAIN_NAME.fullmatch(request.model):
+        """Whether HTTP has a form for ``request``: a plain model name, whole parameters, not too large, and not one
+        that waits in Triton, whose HTTP server takes no notice of a caller that has gone.
+        """
+        if request.queues or not _PLAIN_NAME.fullmatch(request.model):
             return False
         if request.parameters and any(isinstance(value, float) for value in request.parameters.values()):
             return False
@@ -137,7 +139,7 @@ class HttpInference:
     async def infer(
         self, request: InferenceRequest, timeout_s: float | None, metadata: Iterable[tuple[str, str]] = ()
     ) -> InferenceResult:
-        """Run one inference. Cancelling the task drops the connection, and Triton stops the request.
+        """Run one inference. Cancelling the task drops the connection; Triton 2.51 ends what it was given all the same.
 
         Raises :class:`NotExecuted`, or another :class:`~gateway.errors.GatewayError`.
         """

@@ -40,6 +40,10 @@ class Pace:
         own = self._seconds(min(max_rows, rest + 1))
         return (full * whole + own) / in_flight + own
 
+    def batches(self, rows: int, max_rows: int, at_most: int) -> float:
+        """Seconds of the batches that ``rows`` make, one after the other; of the first ``at_most`` of them."""
+        return min(at_most, -(-rows // max_rows)) * self._seconds(min(rows, max_rows))
+
     def _seconds(self, rows: int) -> float:
         """Of a batch of ``rows``: as measured, or as the next smaller size that was; hope costs one late answer."""
         for size in range(rows.bit_length(), -1, -1):

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError, NotFound, Unavailable
 from gateway.triton.client import TritonServer
-from gateway.triton.failures import ModelFailed, ModelNotReady, NotExecuted
+from gateway.triton.failures import DeviceFailed, ModelFailed, ModelNotReady, NotExecuted
 from gateway.triton.signature import Signature, from_config
 from gateway.triton.statistics import ModelStatistics
 from gateway.types import InferenceRequest, InferenceResult
@@ -150,6 +150,10 @@ class Pool:
         """Names that at least one server can infer now."""
         return frozenset(self._newest)
 
+    def servers(self, model: str) -> int:
+        """How many can infer ``model`` now."""
+        return sum(_serves(member, model, "") for member in self.members)
+
     def versions(self, model: str) -> list[str]:
         """Ready versions of ``model``, ascending."""
         found = {version for member in self.members for name, version in member.ready if name == model}
@@ -231,7 +235,7 @@ class Pool:
         elif isinstance(error, NotExecuted):
             member.lost()
             self._forget_unready()
-        elif isinstance(error, BadUpstream) and not isinstance(error, ModelFailed):
+        elif isinstance(error, DeviceFailed) or (isinstance(error, BadUpstream) and not isinstance(error, ModelFailed)):
             self._failed(member, now)
         elif isinstance(error, DeadlineExceeded):
             silent_s = now - max(sent_at, member.answered_at)  # it answered nobody in that time

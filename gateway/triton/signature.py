@@ -42,6 +42,8 @@ class Signature:
     """Rows of different requests may share an execution: the condition for coalescing."""
     decoupled: bool = False
     stateful: bool = False
+    instances: int = 1
+    """How many run side by side on one server."""
     _good: set[Any] = field(default_factory=set, repr=False, compare=False)
     """Forms of requests that were found to be right: names, types, shapes and sizes."""
 
@@ -145,6 +147,7 @@ def from_config(config: Any) -> Signature:
         dynamic_batching=config.HasField("dynamic_batching"),
         decoupled=config.model_transaction_policy.decoupled,
         stateful=config.HasField("sequence_batching"),
+        instances=max(1, sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)),
     )
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from benchmarks.stack import Stack
 from tidegate.commands.bench import app
+from tidegate.journal_overhead import upstream
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -22,6 +23,7 @@ scenarios:
   - {kind: burst, workload: identity, duration_s: 2, warmup_s: 0.2, rate: 40, max_lag_ms: 2000}
   - {kind: overload, workload: identity, duration_s: 1, warmup_s: 0, rate: 50, factors: [2], max_lag_ms: 2000}
   - {kind: cancellations, workload: identity, duration_s: 2, warmup_s: 0, rate: 50, max_lag_ms: 2000}
+  - {kind: noise_floor, workload: identity, duration_s: 0.2, warmup_s: 0, users: [4]}
   - {kind: mixed_tenants, workload: identity, duration_s: 1}
   - {kind: cold_start, workload: identity}
 """
@@ -48,13 +50,14 @@ def test_a_suite_runs_and_its_usage_records_match(stack: Stack, tmp_path: Path) 
             where.gateway_grpc,
             "--out",
             str(tmp_path / "report"),
+            "--no-calibrate",
         ],
         env={"TIDEGATE_KEY": where.key},
     )
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     measured = {item["scenario"]: item for item in report["measurements"]}
-    assert set(measured) == {"single_stream", "closed_sweep", "burst", "overload", "cancellations"}
+    assert set(measured) == {"single_stream", "closed_sweep", "burst", "overload", "cancellations", "noise_floor"}
     for item in report["measurements"]:
         assert item["counts"]["wrong"] == item["counts"]["error"] == 0, item["faults"]
         assert not any("usage records" in reason for reason in item["reasons"])
@@ -63,6 +66,8 @@ def test_a_suite_runs_and_its_usage_records_match(stack: Stack, tmp_path: Path) 
         assert measured[name]["usage_records"] >= measured[name]["counts"]["ok"] > 0
         assert measured[name]["mean_batch"] >= 1
     assert {reason.split()[0] for reason in report["skipped"]} == {"mixed_tenants", "cold_start"}
+    assert report["calibration"] is None
+    assert "A/A, identity http" in (tmp_path / "report" / "report.md").read_text()
     assert "<svg" in (tmp_path / "report" / "report.html").read_text()
     assert list((tmp_path / "report" / "samples").glob("*.jsonl.gz"))
 
@@ -79,7 +84,7 @@ def test_overhead_measures_both_ways_over_both_protocols(stack: Stack) -> None:
     ]  # fmt: skip
     for item in found:
         direct, gateway, *floor = item["legs"]
-        assert [leg["name"] for leg in floor] == (["floor"] if item["protocol"] == "http" else [])
+        assert [leg["name"] for leg in floor] == ["floor"]
         assert direct["faults"] == gateway["faults"] == 0, (direct["fault"], gateway["fault"])
         ratio = gateway["ratio"]
         assert 0 < ratio["low"] <= ratio["value"] <= ratio["high"]
@@ -118,12 +123,33 @@ def test_why_asks_gateway_and_triton_alike(stack: Stack) -> None:
 
 
 def test_the_journal_is_measured_on_and_off(stack: Stack) -> None:
-    arguments = ["journal", "--triton-grpc", stack.addresses.triton_grpc, "--concurrency", "4", "--rounds", "3"]
-    result = CliRunner().invoke(app, [*arguments, "--leg-seconds", "0.5", "--json"])
+    arguments = ["journal", "--triton", upstream(stack.addresses), "--models", "identity", "--protocols", "http,grpc"]
+    result = CliRunner().invoke(
+        app, [*arguments, "--concurrency", "4", "--rounds", "3", "--leg-seconds", "0.5", "--json"]
+    )
     assert result.exit_code == 0, result.output
-    (found,) = json.loads(result.stdout)
-    off, on = found["legs"]
-    assert (off["name"], on["name"]) == ("journal off", "journal on")
-    assert off["faults"] == on["faults"] == 0, (off["fault"], on["fault"])
-    assert found["overhead"]["value"] == pytest.approx(1 - on["ratio"]["value"])
-    assert found["overhead"]["low"] <= found["overhead"]["value"] <= found["overhead"]["high"]
+    measured = json.loads(result.stdout)
+    assert [(found["workload"], found["protocol"]) for found in measured] == [
+        ("identity", "http"),
+        ("identity", "grpc"),
+    ]
+    for found in measured:
+        off, on = found["legs"]
+        assert (off["name"], on["name"]) == ("journal off", "journal on")
+        assert off["faults"] == on["faults"] == 0, (off["fault"], on["fault"])
+        assert found["overhead"]["value"] == pytest.approx(1 - on["ratio"]["value"])
+        assert on["server_cpu_us"]["value"] > off["server_cpu_us"]["value"] > 0  # it does cost something
+        assert found["overhead"]["low"] <= found["overhead"]["value"] <= found["overhead"]["high"]
+
+
+def test_gateways_that_are_compared_infer_over_http_as_a_stacks_own_does(stack: Stack) -> None:
+    where = stack.addresses
+    address, _, http_port = upstream(where).partition("/")
+    assert where.triton_grpc == f"grpc://{address}"
+    assert where.triton == f"http://{address.partition(':')[0]}:{http_port}"
+
+
+@pytest.mark.parametrize("wrong", [("--models", "planet"), ("--models", ""), ("--protocols", "smtp")])
+def test_what_cannot_be_measured_is_refused(wrong: tuple[str, str]) -> None:
+    result = CliRunner().invoke(app, ["journal", *wrong])
+    assert result.exit_code == 2

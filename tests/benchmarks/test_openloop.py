@@ -31,6 +31,7 @@ async def _run(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_a_pause_of_the_server_is_seen_by_everyone_who_would_have_waited(
     start_server: Callable[..., str],
 ) -> None:

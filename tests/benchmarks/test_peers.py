@@ -16,12 +16,15 @@ from onnx import TensorProto, helper
 from benchmarks.ceiling import BATCHES
 from benchmarks.onnx_task import OnnxTask
 from benchmarks.peers.catalogue import PEERS
-from benchmarks.peers.compare import Load, compare, table
+from benchmarks.peers.compare import Comparison, Load
 from benchmarks.peers.server import PeerError, PeerServer
+from benchmarks.peers.summary import table
 from benchmarks.peers.workloads import Direct, V2Text, for_peer
 from benchmarks.suite import Slo
 from benchmarks.tasks import CeilingError, ceiling
 from benchmarks.workloads import WORKLOADS, WrongAnswer
+from gateway.catalog import ImagePreprocessing
+from gateway.tasks.image import model_pixels, open_picture
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,15 @@ def test_the_plain_way_answers_one_and_many_alike(repository: Path) -> None:
     assert sum(item["score"] for item in answer) == pytest.approx(1)
 
 
+def test_pictures_are_prepared_as_the_gateway_prepares_them(repository: Path) -> None:
+    # Otherwise a comparison of servers would compare ways to resize a picture.
+    task = OnnxTask(repository / "imagenet")
+    wanted = ImagePreprocessing(resize_shorter_side=32, crop=(24, 24))
+    for index in range(12):
+        body = WORKLOADS["imagenet"](1).unique(index).body
+        assert np.array_equal(task.decode(body), model_pixels(open_picture(body, 10**8), wanted))
+
+
 def test_the_ceiling_program_measures_as_often_as_asked(repository: Path) -> None:
     with ceiling("imagenet", repository, 1) as program:
         assert program.way["batch"] in BATCHES
@@ -78,9 +90,8 @@ def test_a_ceiling_that_cannot_be_says_why(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_a_peer_is_started_loaded_judged_and_ended(repository: Path) -> None:
     load = Load((2,), 1.0, 0.2, Slo(1000.0), 1)
-    results, skipped = await compare(  # what FastAPI's environment holds is installed here too
-        ["fastapi"], "imagenet", repository, load, rounds=1, python=lambda _: Path(sys.executable)
-    )
+    here = lambda _: Path(sys.executable)  # noqa: E731 - what FastAPI's environment holds is installed here too
+    results, skipped = await Comparison("imagenet", repository, load, here).run(["fastapi"], rounds=1)
     assert skipped == []
     (result,) = results
     assert result.faults == 0, result.fault

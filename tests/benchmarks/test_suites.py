@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from benchmarks import environment
 from benchmarks import suite as suites
 from benchmarks.scenarios import SCENARIOS
 from tidegate.benching import parse_slo
@@ -58,8 +59,22 @@ def test_an_unknown_suite_names_the_known_ones() -> None:
 def test_quick_shortens_everything() -> None:
     suite = suites.shortened(suites.read("dataplane"), quick=True)
     assert suite.runs == 1
+    assert {scenario.users for scenario in suite.scenarios if scenario.kind == "closed_sweep"} == {(1, 64)}
     assert {scenario.duration_s for scenario in suite.scenarios} == {3.0}
     assert all(scenario.warmup_s < scenario.duration_s for scenario in suite.scenarios)
+
+
+def test_repetitions_can_be_asked_for() -> None:
+    assert suites.shortened(suites.read("headline"), runs=3).runs == 3
+    assert suites.shortened(suites.read("headline"), duration_s=1).runs == suites.read("headline").runs == 5
+
+
+@pytest.mark.parametrize(
+    ("url", "phrase"),
+    [(None, "same host"), ("http://127.0.0.1:8080", "same host"), ("192.0.2.9:8080", "the system is at 192.0.2.9")],
+)
+def test_the_report_says_where_the_load_comes_from(url: str | None, phrase: str) -> None:
+    assert phrase in environment.capture(url)["network"]["load_generator"]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +104,7 @@ def test_objectives_that_are_none(text: str) -> None:
         (["compare", "nowhere", "nowhere"], "nowhere"),
         (["scale", "--keys", "10,1000"], "two sizes are expected"),
         (["scale", "--keys", "many"], "numbers separated by commas"),
-        (["journal", "--protocols", "smoke"], "http, grpc or both"),
+        (["journal", "--protocols", "smoke"], "protocols are http, grpc"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], phrase: str) -> None:

@@ -62,6 +62,22 @@ def test_the_grpc_message_is_what_tritonclient_would_send(workloads: dict[str, A
     assert json.loads(payload.body[:size])["inputs"][0]["parameters"] == {"binary_data_size": 256}
 
 
+def test_token_ids_go_out_and_one_vector_is_asked_for(workloads: dict[str, Any]) -> None:
+    workload = workloads["embeddings-tensors"]
+    payload = workload.golden(3)
+    message = service_pb2.ModelInferRequest.FromString(payload.message)
+    assert [output.name for output in message.outputs] == ["sentence_embedding"]
+    ids, mask = (np.frombuffer(raw, "<i8") for raw in message.raw_input_contents)
+    assert [list(tensor.shape) for tensor in message.inputs] == [[1, len(ids)], [1, len(mask)]]
+    assert len({len(workload.unique(index).body) for index in range(64)}) > 4  # lengths are mixed
+    vector, other = np.eye(2, 384, dtype="<f4")
+    workload.check(payload, b"header" + vector.tobytes())
+    with pytest.raises(WrongAnswer, match="golden input 3"):
+        workload.check(payload, b"header" + other.tobytes())
+    with pytest.raises(WrongAnswer, match="hold no vector"):
+        workload.check(payload, vector.tobytes()[4:])
+
+
 def test_identity_is_compared_bit_by_bit(workloads: dict[str, Any]) -> None:
     workload = workloads["identity"]
     payload = workload.unique(3)

@@ -152,7 +152,7 @@ def test_no_gateway_is_said_plainly() -> None:
     assert KEY not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", [None, "", "schlüssel"])
+@pytest.mark.parametrize("key", [None, "", "schlüssel", f"{KEY}\n{KEY}", f"{KEY} ", "a\tb", f"{KEY}\0"])
 def test_a_key_that_cannot_be_one_is_not_sent(gateway: ContractGateway, key: str | None) -> None:
     with httpx.Client(base_url=gateway.url, trust_env=False) as http, pytest.raises(GatewayFailure) as caught:
         GatewayClient(http, key).models()

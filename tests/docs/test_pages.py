@@ -38,6 +38,11 @@ def test_the_table_of_models_is_made_from_the_recipes() -> None:
     assert run_script("models_table.py", "--check").returncode == 0, "run scripts/models_table.py"
 
 
+def test_the_benchmarks_are_those_of_the_reports() -> None:
+    done = run_script("benchmarks_page.py", "--check")
+    assert done.returncode == 0, f"run scripts/benchmarks_page.py {done.stderr}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):

@@ -254,7 +254,7 @@ def test_a_lost_connection_lets_go_of_its_buffers_at_once(tmp_path: Path, author
             alive.add(self)
             super().do_handshake()
 
-    tls.context.material.context.sslobject_class = Watched
+    tls.context.newest.sslobject_class = Watched
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from gateway.transport import TransportLimits, end_late_connections, protocol_class
+from gateway.types import WHOLE_ANSWER
 
 LIMITS = TransportLimits(
     max_connections=8, max_header_bytes=4096, max_headers=20, header_timeout_s=0.4, body_timeout_s=0.4
@@ -42,8 +43,8 @@ class Echo:
 
 
 class Running:
-    def __init__(self) -> None:
-        self.app = Echo()
+    def __init__(self, app: Echo | None = None) -> None:
+        self.app = app or Echo()
         config = uvicorn.Config(
             self.app, http=protocol_class(LIMITS), ws="none", lifespan="off", log_config=None, interface="asgi3"
         )
@@ -248,3 +249,54 @@ def test_connect_and_other_versions(running: Running) -> None:
 def test_a_client_still_sending_reads_why_it_was_refused(running: Running) -> None:
     answer = running.talk(b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\n", *[b"x" * 100_000] * 50)
     assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+# --- whole answers
+
+
+class AtOnce(Echo):
+    """Answers by way of the extension; the path says what it tries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.paths.append(scope["path"])
+        await receive()
+        value = b"a\r\nx-injected: 1" if scope["path"] == "/inject" else b"a"
+        try:
+            assert scope["extensions"][WHOLE_ANSWER]["send"](200, [(b"x-a", value)], scope["path"].encode())
+        except RuntimeError as error:
+            self.failures.append(str(error))
+            await send({"type": "http.response.start", "status": 500, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+
+@pytest.fixture
+def at_once() -> Iterator[Running]:
+    running = Running(AtOnce())
+    with running:
+        yield running
+
+
+def test_an_answer_in_one_write_keeps_the_connection(at_once: Running) -> None:
+    get = b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n"
+    received = at_once.talk(get % b"/one" + get % b"/two" + b"GET /3 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    answers = received.split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert [answer.partition(b"\r\n\r\n")[2] for answer in answers] == [b"/one", b"/two", b"/3"]
+    assert [b"connection: close" in answer for answer in answers] == [False, False, True]
+    assert all(b"\r\nx-a: a\r\n" in answer for answer in answers)
+
+
+def test_an_answer_in_one_write_to_head_has_no_body(at_once: Running) -> None:
+    received = at_once.talk(b"HEAD /one HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"content-length: 4" in head
+    assert body == b""
+
+
+def test_a_header_cannot_bring_another_into_an_answer_in_one_write(at_once: Running) -> None:
+    received = at_once.talk(b"GET /inject HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    assert b"x-injected" not in received
+    assert at_once.app.failures == ["Invalid HTTP header value."]  # type: ignore[attr-defined]

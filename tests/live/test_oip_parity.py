@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -514,3 +515,51 @@ class TestErrors:
 
     def test_a_decoupled_model_without_a_stream(self, client: Client) -> None:
         self.raises(client, "words", [client.input("text_input", np.array([b"one two"], np.object_))])
+
+
+# --- the gateway's own limits
+
+
+@pytest.fixture(params=KINDS)
+def own(request: pytest.FixtureRequest, clients: Callable[[str, str], Client]) -> Client:
+    """Each kind of client at the gateway."""
+    return clients(request.param, "gateway")
+
+
+class TestLimits:
+    @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of tritonclient through aiohttp
+    @pytest.mark.parametrize("kind", ["http", "grpc"])
+    def test_a_tensor_as_large_as_a_body_may_be(self, clients: Callable[[str, str], Client], kind: str) -> None:
+        """64 MiB each way, less what stands around them; one row more is refused before it is read."""
+        client = clients(kind, "gateway")
+        values = np.arange(16 * 2**20 - 1024, dtype=np.float32).reshape(2, -1)
+        result = client.infer("negate", [client.input("X", values)], model_version="1")
+        assert np.array_equal(result.as_numpy("Y"), -values)
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("negate", [client.input("X", np.zeros((2, 8 * 2**20 + 1), np.float32))], model_version="1")
+        assert caught.value.status() == ("413" if client.is_http else "StatusCode.RESOURCE_EXHAUSTED")
+
+    LYING = (
+        b"", b"\x01", struct.pack("<I", 2**32 - 1), struct.pack("<I", 5) + b"abc", struct.pack("<I", 1) + b"ab",
+        struct.pack("<I", 1) + b"a" + struct.pack("<I", 0), struct.pack("<i", -1) + b"a" * 8,
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("raw", LYING, ids=range(len(LYING)))
+    def test_lengths_of_texts_that_lie(self, own: Client, raw: bytes) -> None:
+        """A BYTES tensor whose elements run past its end, or are not as many as its shape says."""
+        tensor = own.input("text_input", np.array([b"hi"], np.object_))
+        if own.is_http:
+            tensor._raw_data = raw
+            tensor._parameters["binary_data_size"] = len(raw)
+        else:
+            tensor._raw_content = raw
+        with pytest.raises(InferenceServerException) as caught:
+            own.infer("chat", [tensor])
+        assert caught.value.status() in {"422", "400", "StatusCode.INVALID_ARGUMENT"}, caught.value
+        assert own.infer("chat", [own.input("text_input", np.array([b"hi"], np.object_))]).as_numpy("text_output")[0]
+
+    @pytest.mark.parametrize("shape", [[0], [-1], [2**62], [1, 1], []])
+    def test_shapes_of_texts_that_lie(self, targets: dict[str, Target], shape: list[int]) -> None:
+        body = {"inputs": [{"name": "text_input", "datatype": "BYTES", "shape": shape, "data": ["hi"]}]}
+        reply = post(targets, "gateway", "/v2/models/chat/infer", body)
+        assert reply.status_code == 422, reply.text

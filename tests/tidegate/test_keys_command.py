@@ -99,6 +99,11 @@ def test_the_first_administrator_is_made_once(tidegate, as_json):
 def test_rotate_and_revoke(tidegate, as_json):
     made = as_json(keys.app, "create", "--project", "web")
     rotated = as_json(keys.app, "rotate", made["prefix"], "--overlap", "2h", "--name", "one")
+    code, out, _ = tidegate(keys.app, "show", made["key_id"])
+    assert code == 0
+    assert "{" not in out
+    assert all(f"…{text[-4:]} of " in out for text in (made["key"], rotated["key"]))
+    assert out.count(" until ") == 1  # the old secret's
     assert rotated["key_id"] == made["key_id"]
     assert rotated["key"] != made["key"]
     assert [bool(secret["expires_at"]) for secret in rotated["secrets"]] == [True, False]
@@ -107,6 +112,26 @@ def test_rotate_and_revoke(tidegate, as_json):
     assert as_json(keys.app, "revoke", made["key_id"])["state"] == "revoked"
     code, _, err = tidegate(keys.app, "rotate", made["key_id"])
     assert (code, "not active" in err) == (1, True)
+
+
+def test_a_key_is_changed(tidegate, as_json):
+    made = as_json(keys.app, "create", "--project", "web", "--model", "qa", "--address", "10.0.0.0/8")
+    changed = as_json(
+        keys.app, "update", made["key_id"], "--label", "shop", "--scope", "infer", "--scope", "usage:read",
+        "--any-model", "--address", "192.0.2.0/24", "--tier", "gold", "--expires", "1d",
+    )  # fmt: skip
+    assert (changed["label"], changed["scopes"], changed["models"]) == ("shop", ["infer", "usage:read"], None)
+    assert (changed["addresses"], changed["tier"], changed["state"]) == (["192.0.2.0/24"], "gold", "active")
+    assert changed["expires_at"] > changed["created_at"]
+    again = as_json(keys.app, "update", made["prefix"], "--any-address", "--expires", "never", "--model", "digits")
+    assert (again["addresses"], again["expires_at"], again["models"]) == (None, None, ["digits"])
+    assert (again["label"], again["tier"]) == ("shop", "gold")  # what is not named stays
+    assert [record["action"] for record in as_json(audit.app, "list")][-2:] == ["key.update"] * 2
+    for words, says in (([], "nothing to change"), (["--model", "qa", "--any-model"], "excludes"),
+                        (["--scope", "root"], "scopes must be")):  # fmt: skip
+        code, out, err = tidegate(keys.app, "update", made["key_id"], *words)
+        assert (code > 0, out) == (True, "")
+        assert says in err
 
 
 FAILURES = {
@@ -156,7 +181,7 @@ def test_the_audit_is_listed_exported_and_verified(tidegate, as_json, tmp_path, 
 
 
 def test_every_command_shows_an_example(tidegate):
-    for app, names in ((keys.app, ("create", "bootstrap", "list", "show", "rotate", "revoke")),
+    for app, names in ((keys.app, ("create", "bootstrap", "list", "show", "update", "rotate", "revoke")),
                        (audit.app, ("verify", "list", "export"))):  # fmt: skip
         for name in names:
             code, out, _ = tidegate(app, name, "--help")

@@ -57,7 +57,7 @@ def test_recipes_say_what_the_checkpoint_says(checkpoints: Path) -> None:
     assert [spec.name for spec in classifier.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
     assert classifier.outputs[0].shape == (3,)
     assert classifier.preprocessing.max_length == 48
-    assert classifier.preprocessing.buckets == (16, 32, 48)
+    assert classifier.preprocessing.buckets == (16, 24, 32, 48)
     assert classifier.architecture == "BertForSequenceClassification"
     distilled = describe_local(checkpoints / "distilbert", "text-classification")
     assert [spec.name for spec in distilled.inputs] == ["input_ids", "attention_mask"]

@@ -18,6 +18,7 @@ Key = Annotated[str | None, typer.Option(help="API key.", envvar="TIDEGATE_KEY")
 Seed = Annotated[int, typer.Option(help="Seed of inputs and arrivals.")]
 Repository = Annotated[Path, typer.Option(help="Folder of the models, for a stack that is started here.")]
 REPOSITORY = Path("model_repository")
+_REPORTS = "tidegate.bench_reports"
 
 
 def _benching(module: str = "tidegate.benching") -> Any:
@@ -30,13 +31,19 @@ def _benching(module: str = "tidegate.benching") -> Any:
 
 @app.command("run")
 def run_suite(
-    suite: Annotated[str, typer.Argument(help="quick, tasks, dataplane, batching, soak, or a .yaml file.")] = "quick",
+    suite: Annotated[
+        str, typer.Argument(help="quick, headline, tasks, dataplane, batching, soak, or a .yaml file.")
+    ] = "quick",
     url: Url = None,
     grpc_url: GrpcUrl = None,
     key: Key = None,
     tenant_key: Annotated[list[str] | None, typer.Option(help="Further keys for mixed tenants; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; default: benchmarks/results/<suite>.")] = None,
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds of each measurement.")] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="Repetitions; intervals need three.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Afterwards load a server that does nothing.")
+    ] = True,
     quick: Annotated[bool, typer.Option("--quick", help="3 s each, one run, fewer points: a rehearsal.")] = False,
     prices: Annotated[Path | None, typer.Option(help="Price list in place of the suite's own.")] = None,
     machine: Annotated[str, typer.Option(help="Machine of the price list that stands for this one.")] = "cpu-2",
@@ -48,12 +55,24 @@ def run_suite(
 
     Example: tidegate bench run tasks --url http://127.0.0.1:8080 --key "$(cat .tidegate/demo.key)"
     """
-    benching = _benching()
-    where = benching.Where(gateway=url, gateway_grpc=grpc_url, key=key)
-    options = benching.RunOptions(
-        suite, where, tuple(tenant_key or ()), out, duration, quick, prices, machine, seed, model_repository, json_
-    )
-    benching.run_suite(options)
+    reports = _benching(_REPORTS)
+    where = reports.Where(gateway=url, gateway_grpc=grpc_url, key=key)
+    options = reports.RunOptions(
+        suite, where, tuple(tenant_key or ()), out, duration, runs, quick, calibrate, prices, machine, seed,
+        model_repository, json_,
+    )  # fmt: skip
+    reports.run_suite(options)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a report, with its report.json.")],
+) -> None:
+    """Make a report's page with plots again from its data.
+
+    Example: tidegate bench report benchmarks/results/headline
+    """
+    _benching(_REPORTS).html(folder)
 
 
 @app.command()
@@ -67,7 +86,7 @@ def overhead(
     protocols: Annotated[str, typer.Option(help="http, grpc or both, separated by a comma.")] = "http,grpc",
     concurrency: Annotated[str, typer.Option(help="Concurrencies, separated by commas.")] = "1,8,32,64",
     floor: Annotated[
-        bool, typer.Option("--floor/--no-floor", help="A further HTTP leg: a bare ASGI application on uvicorn.")
+        bool, typer.Option("--floor/--no-floor", help="A further leg: the bare HTTP or gRPC server.")
     ] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures every leg once.")] = 7,
     leg_seconds: Annotated[float, typer.Option(min=0.2, help="Seconds of one leg.")] = 3.0,
@@ -118,7 +137,7 @@ def compare(
 
     Example: tidegate bench compare benchmarks/results/old benchmarks/results/new
     """
-    _benching().compare_reports(before, after, json_=json_)
+    _benching(_REPORTS).compare_reports(before, after, json_=json_)
 
 
 @app.command()
@@ -173,7 +192,7 @@ def gpu(
 
     Example: tidegate bench gpu --models embeddings
     """
-    _benching().on_gpu(models, out, seed, model_repository, machine, quick=quick, json_=json_)
+    _benching(_REPORTS).on_gpu(models, out, seed, model_repository, machine, quick=quick, json_=json_)
 
 
 @app.command()
@@ -198,8 +217,11 @@ def scale(
 
 @app.command()
 def journal(
-    triton_grpc: Annotated[str | None, typer.Option(help="Triton's gRPC address; default: a stack is started.")] = None,
-    protocols: Annotated[str, typer.Option(help="http, grpc or both, separated by a comma.")] = "http",
+    triton: Annotated[
+        str | None, typer.Option(help="Triton's host:grpc_port/http_port; default: a stack is started.")
+    ] = None,
+    models: Annotated[str, typer.Option(help="Workloads to measure with, separated by commas.")] = "identity,sentiment",
+    protocols: Annotated[str, typer.Option(help="http, grpc or both, separated by a comma; tasks: http.")] = "http",
     concurrency: Annotated[str, typer.Option(help="Concurrencies, separated by commas.")] = "32",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures on and off once.")] = 15,
     leg_seconds: Annotated[float, typer.Option(min=0.2, help="Seconds of one leg.")] = 3.0,
@@ -207,12 +229,13 @@ def journal(
     model_repository: Repository = REPOSITORY,
     json_: JsonFlag = False,
 ) -> None:
-    """Measure what recording every call costs: throughput on `identity` with the journal on and off, in turns.
+    """Measure what recording every call costs: throughput with the journal on and off, in turns.
 
-    Two gateways before one Triton, which differ in nothing else.
+    Two gateways before one Triton, which differ in nothing else. `identity` computes nothing: there the journal
+    costs its largest share.
 
     Example: tidegate bench journal --rounds 30
     """
     _benching("tidegate.journal_overhead").run(
-        triton_grpc, protocols, concurrency, rounds, leg_seconds, seed, model_repository, json_=json_
+        triton, models, protocols, concurrency, rounds, leg_seconds, seed, model_repository, json_=json_
     )

@@ -25,7 +25,7 @@ from gateway.store.database import Store, StoreError
 from gateway.store.files import create_private
 from tidegate.console import JsonFlag, err, fail, print_json, print_table
 
-app = typer.Typer(help="API keys: create, list, show, rotate, revoke.", no_args_is_help=True)
+app = typer.Typer(help="API keys: create, list, show, update, rotate, revoke.", no_args_is_help=True)
 
 _Result = TypeVar("_Result")
 _CLI = Actor("cli")
@@ -131,6 +131,43 @@ def show(
         print_json(found)
     else:
         print_table("Key", ("field", "value"), ((name, _cell(value)) for name, value in found.items()))
+
+
+@app.command()
+def update(
+    key: Annotated[str, typer.Argument(help="Key id, or a key's text up to its secret.")],
+    label: Annotated[str | None, typer.Option(help="What people call the key.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="May be repeated; takes the place of all it had.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Model that it may use; may be repeated.")] = None,
+    any_model: Annotated[bool, typer.Option("--any-model", help="Let it use every model.")] = False,
+    address: Annotated[list[str] | None, typer.Option(help="Network that it may be used from; repeatable.")] = None,
+    any_address: Annotated[bool, typer.Option("--any-address", help="Let it be used from anywhere.")] = False,
+    tier: Annotated[str | None, typer.Option(help="Tier of limits.")] = None,
+    expires: Annotated[str | None, typer.Option(help="Life time from now, such as 12h or 90d, or `never`.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Change a key; what is not named stays as it is.
+
+    Example: `tidegate keys update 4hQx0sV9bTzE --tier gold --expires 30d`
+    """
+    if (model and any_model) or (address and any_address):
+        fail("--any-model excludes --model, and --any-address excludes --address", code=2)
+    changes: dict[str, Any] = {
+        name: value for name, value in (("label", label), ("scopes", scope), ("tier", tier)) if value is not None
+    }
+    if model or any_model:
+        changes["models"] = None if any_model else tuple(model or ())
+    if address or any_address:
+        changes["addresses"] = None if any_address else tuple(address or ())
+    if expires is not None:
+        changes["expires_at"] = None if expires == "never" else time.time() + _seconds(expires)
+    if not changes:
+        fail("nothing to change was named", code=2)
+    found = _with_keys(lambda keys: keys.update(_key_id(key), changes, _CLI))
+    if as_json:
+        print_json(describe(found))
+    else:
+        typer.echo(f"changed {found.key_id}: {', '.join(sorted(changes))}")
 
 
 @app.command()
@@ -253,7 +290,13 @@ def _when(seconds: float | None) -> str | None:
     return dt.datetime.fromtimestamp(seconds, dt.timezone.utc).isoformat(timespec="seconds")
 
 
+def _secret(secret: dict[str, Any]) -> str:
+    """``…4Gx1 of 2026-11-24T03:09:13+00:00``, and until when."""
+    until = f" until {secret['expires_at']}" if secret["expires_at"] else ""
+    return f"…{secret['last_four']} of {secret['created_at']}{until}"
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(_secret(item) if isinstance(item, dict) else str(item) for item in value)
     return "" if value is None else str(value)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from gateway.app import StartupError, run
 from gateway.settings import Settings
 from tidegate.console import fail
 
@@ -41,6 +40,8 @@ def serve(
         "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca, "tls_client_auth": tls_client_auth,
     }  # fmt: skip
     settings = load_settings(given)
+    # Here: no other command has to wait for what only a gateway needs.
+    from gateway.app import StartupError, run  # noqa: PLC0415
 
     def announce(addresses: Any) -> None:
         if ready_file is not None:

@@ -235,6 +235,20 @@ async def test_an_anchor_that_cannot_be_written_refuses_the_next_operation(audit
     assert (found.records, found.anchored) == (2, 2)
 
 
+async def test_an_anchor_that_falls_behind_is_told_and_caught_up_by_a_verification(audit):
+    await audit.record(SYSTEM, "test.act", "one")
+    assert (audit.unanchored, audit.appended) == (0, 1)
+    anchor = audit.anchor_file.read_bytes()
+    audit.anchor_file.unlink()
+    audit.anchor_file.mkdir()
+    await audit.record(SYSTEM, "test.act", "two")
+    assert (audit.unanchored, audit.appended) == (1, 2)
+    audit.anchor_file.rmdir()
+    audit.anchor_file.write_bytes(anchor)
+    found = await audit.verify()
+    assert (found.whole, found.anchored, audit.unanchored) == (True, 2, 0)
+
+
 async def test_text_cannot_break_out_of_a_record(audit):
     nasty = 'a\r\n{"x":1}\x1b[31m"\u202e\\'
     async with audit.operation(Actor(nasty * 100, nasty * 100, nasty), "test.act", nasty * 100) as operation:

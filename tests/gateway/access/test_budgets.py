@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections import Counter
 
 import pytest
@@ -231,6 +232,41 @@ async def test_a_gateway_that_stood_still_too_long_starts_anew(make_budgets, set
     await slow.flush()
     assert (await standing(store))["project", "web", "2026-11-23"] == (4 * PICO, 0)
     assert len((await reserve_many(slow, 10, 1.0))[0]) == 6
+
+
+@pytest.mark.parametrize("step", [-40 * DAY, -DAY, -3600, 3600, DAY, 40 * DAY])
+async def test_a_wall_clock_that_is_stepped_overspends_no_day(make_budgets, set_budget, store, clock, wall, step):
+    """Two gateways, one clock: whatever it shows, no window is spent twice, and the day it returns to is as it was."""
+    await set_budget(1.0)
+    one, two = make_budgets("one"), make_budgets("two")
+    spent = {}
+
+    async def spend(budgets, number=40, usd=0.1):
+        day = dt.datetime.fromtimestamp(wall(), dt.timezone.utc).date().isoformat()
+        passed, failures = await reserve_many(budgets, number, usd)
+        assert set(failures) <= {BudgetExceeded}
+        for reservation in passed:
+            budgets.settle(reservation, usd)
+        spent[day] = spent.get(day, 0) + len(passed)
+
+    await spend(one, number=4)
+    wall.forward(step)
+    clock.forward(1)
+    await two.flush()
+    await spend(two)
+    await spend(one)
+    wall.forward(-step)
+    clock.forward(1)
+    await two.flush()
+    await one.flush()
+    clock.forward(2)
+    await spend(one)
+    await spend(two)
+    for budgets in (one, two):
+        await budgets.flush(give_back=True)
+    assert all(count <= 10 for count in spent.values()), spent
+    for (_, _, window), (paid, _) in (await standing(store)).items():
+        assert round(spent[window] * 0.1 * PICO) <= paid <= PICO
 
 
 async def test_start_and_stop_write_everything(budgets, set_budget, store):

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.dialects.json import MAX_DEPTH, decode, decode_json, encode
-from gateway.errors import Invalid, Malformed
+from gateway.dialects.json import MAX_DEPTH, MAX_PARTS, decode, decode_json, encode
+from gateway.errors import Invalid, Malformed, TooLarge
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,16 @@ def test_a_repeated_name(body: bytes) -> None:
 def test_too_deep(body: bytes) -> None:
     with pytest.raises(Malformed):
         decode(body)
+
+
+@pytest.mark.parametrize("item", [b"[],", b"{},", b'{"a":1},', b'"\\":",', b"[[[]]],"])
+def test_too_many_parts(item: bytes) -> None:
+    """More lists, objects and members than anybody needs, or texts that look like it; numbers are not counted."""
+    parts = sum(map(item.count, (b"[", b"{", b":")))
+    with pytest.raises(TooLarge):
+        decode(b"[" + (item * (MAX_PARTS // parts + 1))[:-1] + b"]")
+    assert len(decode(b"[" + b"1," * (2 * MAX_PARTS) + b"1]")) == 2 * MAX_PARTS + 1
+    assert len(decode(b"[" + b"[]," * (MAX_PARTS - 2) + b"[]]")) == MAX_PARTS - 1
 
 
 def test_random_documents_agree_with_the_exact_check() -> None:

@@ -176,3 +176,34 @@ def test_classification_is_tritons() -> None:
     assert best.shape == (2, 2)
     assert to_numpy(best).reshape(-1).tolist() == [b"2.000000:1:b", b"1.000000:2", b"3.000000:0:a", b"3.000000:2"]
     assert classify(scores, 99, (), batched=True).shape == (2, 3)
+
+
+def binary(values: list[float], size: int = 16, **changes: Any) -> tuple[bytes, str]:
+    """A body with one binary tensor, and the length of its JSON."""
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": size}}
+    header = json.dumps({"inputs": [tensor], **changes}).encode()
+    return header + np.array(values, "<f4").tobytes(), str(len(header))
+
+
+def test_a_header_that_was_seen_before_goes_with_other_tensors() -> None:
+    for values in ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [1.0, 2.0, 3.0, 4.0]):
+        decoded = decode(*binary(values, parameters={"temperature": 0.5}))
+        assert to_numpy(decoded.request.inputs[0]).tolist() == [values]
+        assert decoded.request.parameters == {"temperature": 0.5}
+
+
+def test_a_header_that_was_right_is_not_right_for_every_body() -> None:
+    body, length = binary([1.0, 2.0, 3.0, 4.0])
+    decode(body, length)
+    with pytest.raises(Malformed, match="before the tensor 'x'"):
+        decode(body[:-1], length)
+    with pytest.raises(Malformed, match="1 bytes follow"):
+        decode(body + b"\0", length)
+    decode(body, length)
+
+
+def test_a_header_that_was_wrong_stays_wrong() -> None:
+    body, length = binary([1.0, 2.0, 3.0, 4.0], size=-1)
+    for _ in range(2):
+        with pytest.raises(Invalid, match="not a size"):
+            decode(body, length)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 KILLS = int(os.environ.get("LEDGER_KILLS", "25"))
-"""``LEDGER_KILLS=1000 pytest tests/gateway/ledger/test_crash.py`` is the long run."""
+"""``LEDGER_KILLS=1000 pytest -rP tests/gateway/ledger/test_crash.py`` is the long run, and prints what it counted."""
 
 
 def run(folder, *options):
@@ -24,6 +24,7 @@ def run(folder, *options):
 
 
 def check(books):
+    print(json.dumps(books))
     assert books["kills"] == KILLS
     assert books["acknowledged"] > 10 * KILLS  # there was load
     nothing = ("missing", "wrong", "reserved", "unsettled", "wrong_sums", "acknowledged_twice", "journals_left")

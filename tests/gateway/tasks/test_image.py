@@ -212,6 +212,16 @@ class TestRefused:
         with pytest.raises(Invalid, match="frames"):
             pixels(ten_thousand)
 
+    def test_a_jpeg_of_too_many_scans(self) -> None:
+        """Each takes another look at every pixel; a hundred of them are 4 KB more."""
+        data = encoded(photograph(40, 30), "JPEG", progressive=True)
+        assert 5 < data.count(b"\xff\xda") < 15
+        assert pixels(data, SQUARE).shape == (64, 64, 3)
+        begin = data.rindex(b"\xff\xda")
+        tables = data.rindex(b"\xff\xc4", 0, begin)
+        with pytest.raises(Invalid, match="scans"):
+            pixels(data[:-2] + data[tables:-2] * 60 + data[-2:])
+
     def test_bombs_beside_the_pixels(self) -> None:
         bomb = zlib.compress(b"\0" * 100_000_000, 9)
         rows = zlib.compress(b"\0" * (8 * 3 + 1) * 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from typing import Any
 
@@ -100,9 +101,43 @@ async def test_other_shapes_priorities_versions_and_outputs_do_not_share() -> No
     others = [request(1.0, width=3), request(1.0, priority=1), request(1.0, version="2"), request(1.0, outputs=("y",))]
     tasks = start(coalescer, request(1.0), *others)
     await settle()
-    assert len(pool.sent) == 5  # each lane was idle
+    assert pool.rows == [1]
     pool.released.set()
     await asyncio.gather(*tasks)
+    assert pool.rows == [1] * 5
+
+
+async def test_all_shapes_of_a_model_share_what_may_be_in_flight() -> None:
+    pool = Doubler()
+    coalescer = Coalescer(pool, in_flight=2)  # type: ignore[arg-type]
+    tasks = start(coalescer, *(request(1.0, width=width) for width in (1, 2, 3, 1, 2, 3, 1, 2, 3)))
+    await settle()
+    assert pool.rows == [1, 1]  # with more, they would gather in Triton's queue, where lengths do not mix
+    pool.released.set()
+    await asyncio.gather(*tasks)
+    assert sorted(pool.rows) == [1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(("servers", "instances", "expected"), [(1, 1, 2), (3, 1, 6), (1, 3, 4), (2, 2, 6), (0, 1, 2)])
+async def test_more_servers_and_instances_take_more(servers: int, instances: int, expected: int) -> None:
+    pool = Doubler()
+    coalescer = Coalescer(pool, in_flight=2, servers=lambda _model: servers)  # type: ignore[arg-type]
+    signature = dataclasses.replace(SIGNATURE, instances=instances)
+    tasks = [asyncio.create_task(coalescer.infer(request(1.0), signature)) for _ in range(20)]
+    await settle()
+    assert len(pool.sent) == expected
+    pool.released.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_higher_priority_goes_first() -> None:
+    pool = Doubler()
+    coalescer = Coalescer(pool, in_flight=1)  # type: ignore[arg-type]
+    tasks = start(coalescer, request(0.0), *(request(float(i), priority=p) for i, p in enumerate((0, 2, 1, 2, 0), 1)))
+    await settle()
+    pool.released.set()
+    await asyncio.gather(*tasks)
+    assert [sent.priority for sent in pool.sent] == [0, 1, 2, 0]
 
 
 async def test_switched_off_every_request_travels_alone() -> None:
@@ -187,4 +222,4 @@ async def test_lanes_do_not_pile_up() -> None:
     pool.released.set()
     coalescer = Coalescer(pool, in_flight=1)  # type: ignore[arg-type]
     await asyncio.gather(*start(coalescer, *(request(1.0, width=width) for width in range(1, 60))))
-    assert not coalescer._lanes
+    assert not any(model.lanes or model.tenants for model in coalescer._queues.values())

@@ -35,7 +35,7 @@ async def test_tenants_take_turns_whoever_came_first() -> None:
     await asyncio.gather(*tasks)
     assert sent(pool) == [[0.0], [1.0, 100.0, 200.0, 2.0], [101.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0]]
     assert coalescer.queue_depth["m"] == 0
-    assert not coalescer._lanes
+    assert not any(model.lanes or model.tenants for model in coalescer._queues.values())
 
 
 async def test_turns_are_counted_in_rows() -> None:
@@ -89,6 +89,30 @@ async def test_a_full_queue_takes_from_the_greediest_its_newest() -> None:
     await asyncio.gather(*hot[:4], cold)
     assert sent(pool) == [[0.0], [1.0, 100.0, 2.0, 3.0]]
     assert coalescer.queue_depth["m"] == 0
+
+
+async def test_requests_of_many_shapes_get_no_more_turns_than_of_one() -> None:
+    pool = Doubler()
+    coalescer = Coalescer(pool, in_flight=1)  # type: ignore[arg-type]
+    hot = [
+        asyncio.create_task(coalescer.infer(request(float(width), width=width), SIGNATURE, None, "hot"))
+        for width in (1, 2, 3, 4, 5, 1, 2, 3, 4, 5)
+    ]
+    await settle()
+    pool.released.set()
+    for _ in range(1000):
+        if len(pool.sent) >= 3:
+            break
+        await asyncio.sleep(0)
+    pool.released.clear()
+    await settle()
+    before = len(pool.sent)
+    cold = ask(coalescer, "cold", [100.0])
+    await settle()
+    pool.released.set()
+    await asyncio.gather(*hot, *cold)
+    position = next(i for i, batch in enumerate(sent(pool)) if 100.0 in batch)
+    assert position <= before + 1  # though every one of hot's shapes was there before
 
 
 async def test_a_request_that_would_be_too_late_is_refused_when_it_arrives() -> None:

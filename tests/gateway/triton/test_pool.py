@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError, Unavailable
-from gateway.triton.failures import ModelFailed, ModelNotReady, NotExecuted
+from gateway.triton.failures import DeviceFailed, ModelFailed, ModelNotReady, NotExecuted, translate_text
 from gateway.triton.pool import Pool, RetryBudget
 from gateway.triton.tensors import from_numpy
 from gateway.types import InferenceRequest, InferenceResult
@@ -117,6 +118,39 @@ async def test_failing_models_and_short_deadlines_eject_nobody_broken_connection
             broken += 1
     assert broken == 3
     assert pool.members[0].ejected_until > now
+
+
+async def test_a_device_that_is_broken_rests_and_is_asked_once_for_each_request() -> None:
+    pool, (first, second) = await pool_of(2, eject_after=3)
+    first.fault = lambda: DeviceFailed("no memory")
+    refused = 0
+    for _ in range(60):
+        try:
+            await pool.infer(REQUEST)
+        except Unavailable:
+            refused += 1
+    assert (refused, first.calls, second.calls) == (3, 3, 57)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", DeviceFailed),
+        ("onnx runtime error 6: ... Failed to allocate memory for requested buffer of size 1", DeviceFailed),
+        ("CUDA error: an illegal memory access was encountered", DeviceFailed),
+        ("CUDA failure 700: an illegal memory access", DeviceFailed),
+        ("std::bad_alloc", DeviceFailed),
+        ("CUDNN_STATUS_EXECUTION_FAILED", DeviceFailed),
+        ("device-side assert triggered", DeviceFailed),
+        ("Exceeds maximum queue size", Unavailable),
+        ("Request timeout expired", Unavailable),
+        ("the model raised: index out of range", ModelFailed),
+    ],
+)
+def test_what_triton_says_is_told_apart(text: str, kind: type[GatewayError]) -> None:
+    error = translate_text(text, grpc.StatusCode.INTERNAL)
+    assert type(error) is kind
+    assert text not in error.message
 
 
 async def test_no_more_than_half_of_the_servers_rest_at_once() -> None:

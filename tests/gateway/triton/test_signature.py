@@ -84,3 +84,23 @@ def test_models_that_keep_state_or_answer_with_streams_are_never_coalesced() -> 
             for name in ("model", "inputs", "outputs", "max_batch_size", "dynamic_batching")
         }
         assert not Signature(**(fields | change)).coalescible
+
+
+def test_a_form_that_was_right_says_nothing_of_other_sizes_and_outputs() -> None:
+    request = InferenceRequest("m", (ids(1, 3),))
+    for _ in range(2):
+        SIGNATURE.check(request)
+    short = Tensor("ids", "INT64", (1, 3), bytes(16))
+    with pytest.raises(Invalid, match="16 bytes"):
+        SIGNATURE.check(InferenceRequest("m", (short,)))
+    with pytest.raises(Invalid, match="unknown output"):
+        SIGNATURE.check(InferenceRequest("m", (ids(1, 3),), outputs=("nothing",)))
+
+
+def test_texts_are_looked_into_every_time() -> None:
+    def text(data: bytes) -> InferenceRequest:
+        return InferenceRequest("m", (ids(1, 3), Tensor("text", "BYTES", (1, 1), data)))
+
+    SIGNATURE.check(text(b"\2\0\0\0ab"))
+    with pytest.raises(Invalid, match="text"):
+        SIGNATURE.check(text(b"\3\0\0\0ab"))  # as many bytes, and a length that is not there

@@ -128,6 +128,50 @@ def test_a_read_only_database_changes_nothing_and_loses_nothing(
     assert '"level":"error"' not in gateway.log_file.read_text().replace(" ", "")
 
 
+def test_a_database_that_is_restarted_in_service_costs_changes_and_new_keys_only(
+    cluster: Cluster, make: Make, poll: Callable[..., None]
+) -> None:
+    """Down under load, and back: who was known is served and billed, everything else fails closed."""
+    url = cluster.postgresql.create_database()
+    gateway = make(database_url=url).bootstrap().start()
+    poll(lambda: status(gateway, "/healthz/ready") == 200, 30, "readiness")
+    fresh = {"authorization": f"Bearer {gateway.make_key('shop')}"}  # never used before the database goes
+    served = [infer(gateway)]
+    cluster.postgresql.stop()
+    try:
+        served += [infer(gateway) for _ in range(50)]
+        unknown = {"authorization": f"Bearer {keyformat.generate(keyformat.generate_id(), test=False).text}"}
+        closed = [infer(gateway, **headers) for headers in (fresh, unknown)]
+        for method, path, body in (
+            ("POST", "/admin/projects", {"name": "p"}), ("POST", "/admin/keys", {"project": "shop"}),
+            ("PUT", "/admin/tiers/gold", {"concurrency": 1}), ("GET", "/admin/audit", None),
+            ("PUT", "/admin/budgets/project/shop/day", {"limit_usd": 1}), ("GET", "/admin/usage", None),
+        ):  # fmt: skip
+            closed.append(httpx.request(method, gateway.url + path, json=body, headers=gateway.headers, timeout=20))
+        malformed = infer(gateway, authorization="Bearer tg_live_nonsense")
+        poll(lambda: status(gateway, "/healthz/ready") == 503, 30, "a gateway that is not ready")
+        assert status(gateway, "/healthz/live") == 200
+    finally:
+        cluster.postgresql.start()
+    assert {answer.status_code for answer in served} == {200}
+    assert malformed.status_code == 401
+    for answer in closed:
+        assert answer.status_code == 503, (answer.request.url, answer.text)
+        assert int(answer.headers["retry-after"]) >= 1
+        assert "postgres" not in answer.text.lower()
+    poll(lambda: status(gateway, "/healthz/ready") == 200, 30, "readiness")
+    poll(lambda: infer(gateway, **fresh).status_code == 200, 30, "the new key")
+    ids = {answer.headers["x-tidegate-usage-id"] for answer in served}
+    query = "SELECT usage_id FROM usage_records WHERE state = 'completed'"
+    poll(lambda: ids <= {row[0] for row in cluster.postgresql.rows(url, query)}, 60, "the records")
+    tier = {"concurrency": 1}
+    changed = httpx.put(f"{gateway.url}/admin/tiers/gold", json=tier, headers=gateway.headers, timeout=20)
+    assert changed.status_code == 200, changed.text
+    verified = httpx.get(f"{gateway.url}/admin/audit/verify", headers=gateway.headers, timeout=20).json()
+    assert verified["whole"], verified
+    assert "p" not in {row[0] for row in cluster.postgresql.rows(url, "SELECT name FROM projects")}
+
+
 def test_a_malformed_key_and_a_limit_that_is_reached_ask_no_database(
     cluster: Cluster, make: Make, poll: Callable[..., None]
 ) -> None:

@@ -1,4 +1,8 @@
-"""Two Tritons behind two proxies behind one gateway; started once, whole again before every test."""
+"""Two Tritons behind two proxies each behind a gateway; started once, whole again before every test.
+
+The gateway infers over HTTP, as it does wherever it knows the port. A test that says
+``@pytest.mark.parametrize("fleet", WAYS, indirect=True)`` runs with a gateway that does it over gRPC too.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,23 @@ import pytest
 from embedded.errors import WheelNotFoundError
 from embedded.layout import find_wheel
 from tests.live.faults.collector import Collector
-from tests.live.faults.proxy import Proxy
-from tests.live.faults.servers import GatewayProcess, RecordingTriton, write_matmul, write_recorder
+from tests.live.faults.proxy import Road
+from tests.live.faults.servers import GatewayProcess, RecordingTriton, write_drip, write_matmul, write_recorder
+
+WAYS = ("http", "grpc")
+"""To infer; everything else goes over gRPC."""
 
 
 @dataclass
 class Fleet:
-    """Everything of it; proxy ``i`` stands before Triton ``i``."""
+    """Everything of it; road ``i`` leads to Triton ``i``."""
 
     tritons: list[RecordingTriton]
-    proxies: list[Proxy]
+    roads: list[Road]
     gateway: GatewayProcess
     repository: Path
+    way: str = "http"
+    """How the gateway infers."""
 
     def executions(self, number: int) -> int:
         """How often a number was executed, on all Tritons."""
@@ -47,6 +56,7 @@ def recorder_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_recorder(repository)
     write_recorder(repository, "solo", max_batch_size=0)
     write_matmul(repository)
+    write_drip(repository)
     return repository
 
 
@@ -58,12 +68,13 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="package")
-def running_fleet(
+def running_fleets(
     recorder_repository: Path,
     tmp_path_factory: pytest.TempPathFactory,
     poll: Callable[..., None],
     collector: Collector,
-) -> Iterator[Fleet]:
+) -> Iterator[dict[str, Fleet]]:
+    """One for each way to infer; Tritons and roads are the same."""
     tritons = [
         RecordingTriton(
             recorder_repository, tmp_path_factory.mktemp("fault-triton"), f"{collector.url}/v1/traces",
@@ -71,42 +82,47 @@ def running_fleet(
         )
         for _ in range(2)
     ]  # fmt: skip
-    proxies: list[Proxy] = []
-    gateway = None
+    roads: list[Road] = []
+    gateways: dict[str, GatewayProcess] = {}
     try:
         for triton in tritons:
             triton.start()
             triton.wait_ready()
-            proxies.append(Proxy(triton.grpc_url).start())
-        gateway = GatewayProcess(
-            tmp_path_factory.mktemp("fault-gateway"), recorder_repository,
-            ",".join(proxy.address for proxy in proxies), poll, triton_connect_timeout_s="1",
-            triton_health_interval_s="0.25",
-        ).bootstrap().start()  # fmt: skip
-        yield Fleet(tritons, proxies, gateway, recorder_repository)
+            roads.append(Road(triton.grpc_url, triton.http_url).start())
+        for way in WAYS:
+            targets = ",".join(road.address if way == "http" else road.grpc_address for road in roads)
+            gateways[way] = GatewayProcess(
+                tmp_path_factory.mktemp(f"fault-gateway-{way}"), recorder_repository, targets, poll,
+                triton_connect_timeout_s="1", triton_health_interval_s="0.25",
+            ).bootstrap().start()  # fmt: skip
+        yield {way: Fleet(tritons, roads, gateway, recorder_repository, way) for way, gateway in gateways.items()}
     finally:
-        if gateway is not None and gateway.process.poll() is None:
-            gateway.stop()
-        for proxy in proxies:
-            proxy.stop()
+        for gateway in gateways.values():
+            if gateway.process.poll() is None:
+                gateway.stop()
+        for road in roads:
+            road.stop()
         for triton in tritons:
             triton.stop(grace_s=1.0)
 
 
 @pytest.fixture
-def fleet(running_fleet: Fleet, poll: Callable[..., None]) -> Iterator[Fleet]:
+def fleet(
+    request: pytest.FixtureRequest, running_fleets: dict[str, Fleet], poll: Callable[..., None]
+) -> Iterator[Fleet]:
     """The fleet, all of it well; afterwards the gateway still lives."""
-    for triton, proxy in zip(running_fleet.tritons, running_fleet.proxies, strict=True):
+    chosen = running_fleets[getattr(request, "param", WAYS[0])]
+    for triton, road in zip(chosen.tritons, chosen.roads, strict=True):
         if triton.poll() is None:
             triton.thaw()
         poll(triton.ensure_running, 60, "Triton's restart")
         for model in ("recorder", "solo"):
             if model not in triton.ready_models():
                 triton.load(model)
-        proxy.start().heal()
-    poll(lambda: running_fleet.ready_servers() == 2, 60, "both servers")
-    ready = f"{running_fleet.gateway.url}/healthz/ready"
+        road.start().heal()
+    poll(lambda: chosen.ready_servers() == 2, 60, "both servers")
+    ready = f"{chosen.gateway.url}/healthz/ready"
     poll(lambda: httpx.get(ready, timeout=10).status_code == 200, 30, "readiness")
-    yield running_fleet
-    assert running_fleet.gateway.process.poll() is None
-    assert httpx.get(f"{running_fleet.gateway.url}/healthz/live", timeout=10).status_code == 200
+    yield chosen
+    assert chosen.gateway.process.poll() is None
+    assert httpx.get(f"{chosen.gateway.url}/healthz/live", timeout=10).status_code == 200

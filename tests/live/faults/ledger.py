@@ -123,7 +123,9 @@ class ClientLedger:
     def _check_usage(self, poll: Callable[..., None]) -> None:
         wanted = {entry.usage_id for entry in self.entries if entry.status == 200}
         gateway = self._fleet.gateway
-        poll(lambda: wanted <= gateway.usage().keys(), 30, "the usage records")
+        poll(lambda: wanted <= gateway.ended().keys(), 30, "the usage records")
+        known = {entry.usage_id for entry in self.entries}
+        poll(lambda: known.isdisjoint(gateway.usage().keys() - gateway.ended().keys()), 30, "an end for every call")
         rows = gateway.usage()
         for entry in self.entries:
             state, status, billed = rows.get(entry.usage_id, ("", 0, 0))

@@ -32,6 +32,10 @@ class Proxy:
         """Requests pass, answers do not."""
         self.slice_bytes = 0
         """Bytes of one packet, both ways; 0: as they come."""
+        self.slice_requests = True
+        """Whether requests are sliced too."""
+        self.close_after_s = 0.0
+        """The end of a connection is passed on this much later."""
         self.connections = 0
         """Taken so far."""
         self._writers: set[asyncio.StreamWriter] = set()
@@ -62,7 +66,8 @@ class Proxy:
 
     def heal(self) -> None:
         """Take every toxic away."""
-        self.latency_s, self.deaf, self.mute, self.slice_bytes = 0.0, False, False, 0
+        self.latency_s, self.deaf, self.mute, self.slice_bytes, self.close_after_s = 0.0, False, False, 0, 0.0
+        self.slice_requests = True
 
     def stop(self) -> None:
         """End it and its thread."""
@@ -108,6 +113,7 @@ class Proxy:
         back = asyncio.create_task(self._pump(upstream, writer, answers=True))
         try:
             await asyncio.wait([there, back], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(self.close_after_s)
         finally:
             for task in (there, back):
                 task.cancel()
@@ -122,12 +128,64 @@ class Proxy:
                 await asyncio.sleep(self.latency_s)
             while self.deaf or (answers and self.mute):  # noqa: ASYNC110 - plain attributes, set by another thread
                 await asyncio.sleep(0.01)
-            size = self.slice_bytes or len(data)
+            sliced = self.slice_bytes if answers or self.slice_requests else 0
+            size = sliced or len(data)
             for begin in range(0, len(data), size):
                 writer.write(data[begin : begin + size])
                 await writer.drain()
-                if self.slice_bytes:
+                if sliced:
                     await asyncio.sleep(0)
+
+
+class Road:
+    """The way to one Triton's gRPC and HTTP ports, which suffer alike. What is done to it is done to both."""
+
+    def __init__(self, grpc: str, http: str) -> None:
+        self._proxies = (Proxy(grpc), Proxy(http))
+
+    @property
+    def address(self) -> str:
+        """For a gateway that infers over HTTP."""
+        return f"{self.grpc_address}/{self._proxies[1].address.rpartition(':')[2]}"
+
+    @property
+    def grpc_address(self) -> str:
+        """For a gateway that does everything over gRPC."""
+        return self._proxies[0].address
+
+    def set(self, **toxics: float) -> None:
+        """Attributes of :class:`Proxy`."""
+        for proxy in self._proxies:
+            for name, value in toxics.items():
+                if not hasattr(proxy, name):
+                    raise AttributeError(name)
+                setattr(proxy, name, value)
+
+    def start(self) -> Road:
+        """Listen; after :meth:`refuse` on the same ports again."""
+        for proxy in self._proxies:
+            proxy.start()
+        return self
+
+    def refuse(self) -> None:
+        """Cut everything off and answer connections with RST, as a host without the server does."""
+        for proxy in self._proxies:
+            proxy.refuse()
+
+    def reset(self) -> None:
+        """Cut every open connection off with RST; new ones are taken."""
+        for proxy in self._proxies:
+            proxy.reset()
+
+    def heal(self) -> None:
+        """Take every toxic away."""
+        for proxy in self._proxies:
+            proxy.heal()
+
+    def stop(self) -> None:
+        """End it and its threads."""
+        for proxy in self._proxies:
+            proxy.stop()
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:

@@ -85,6 +85,19 @@ def write_matmul(repository: Path, *, layers: int = 800, width: int = 1024, max_
     onnx.save(model, str(folder / "1" / "model.onnx"))
 
 
+def write_drip(repository: Path) -> None:
+    """A model ``drip`` without a recipe that answers in parts."""
+    folder = repository / "drip"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(
+        'backend: "python"\nmax_batch_size: 0\n'
+        'input { name: "INPUT" data_type: TYPE_FP64 dims: [ 2 ] }\n'
+        'output { name: "OUTPUT" data_type: TYPE_FP64 dims: [ 1 ] }\n'
+        "instance_group { count: 1 kind: KIND_CPU }\nmodel_transaction_policy { decoupled: true }\n"
+    )
+    shutil.copy(Path(__file__).with_name("drip.py"), folder / "1" / "model.py")
+
+
 class RecordingTriton(EmbeddedTriton):
     """A Triton whose models write what they execute to ``record``."""
 
@@ -208,6 +221,10 @@ class GatewayProcess:
         return {
             row[0]: row[1:] for row in self.query("SELECT usage_id, state, status, billed_pico_usd FROM usage_records")
         }
+
+    def ended(self) -> dict[str, tuple[str, int, int]]:
+        """The same of calls that are over: a record may be in the table as ``reserved`` for a moment before."""
+        return {usage_id: row for usage_id, row in self.usage().items() if row[0] != "reserved"}
 
     def audit(self, action: str) -> list[tuple[str, str, str]]:
         """Actor, object and result of every audit record of ``action``, oldest first."""

@@ -226,7 +226,7 @@ def test_a_broken_connection_is_tried_on_another_triton_for_a_key_only(
         answer = pool.submit(send, fleet.gateway, f"k{number}" if key else None, body(number, 1000))
         poll(lambda: fleet.executions(number) == 1, 20, "the execution")
         (at,) = [index for index, triton in enumerate(fleet.tritons) if triton.executed()[number]]
-        fleet.proxies[at].reset()
+        fleet.roads[at].reset()
         assert answer.result().status_code == (200 if key else 502)
     assert fleet.executions(number) == (2 if key else 1)
     assert fleet.tritons[1 - at].executed()[number] == (1 if key else 0)
@@ -249,7 +249,7 @@ class Gateways:
         folder = self._folder / f"gateway{len(self.all)}"
         folder.mkdir()
         gateway = GatewayProcess(
-            folder, self._fleet.repository, self._fleet.proxies[0].address, self._poll, **self._settings
+            folder, self._fleet.repository, self._fleet.roads[0].address, self._poll, **self._settings
         )
         if self.all:
             gateway.key = self.all[0].key

@@ -18,10 +18,12 @@ from benchmarks.http_client import HttpPool
 from tests.live.faults.conftest import Fleet
 from tests.live.faults.openloop import MODEL, Answers, Load
 
-pytestmark = [pytest.mark.live, pytest.mark.slow]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.alone]
 
 DEADLINE_S = 0.6
 SECONDS = 4.0
+GOODPUT = 0.9
+"""Of what the machine serves when nobody asks for more."""
 
 
 @pytest.fixture
@@ -54,9 +56,9 @@ async def test_overload_costs_no_goodput(fleet: Fleet, load: Load) -> None:
     watcher = asyncio.create_task(watch_health())
     before = await peak_of(load, key)
     shares: dict[int, float] = {}
-    for factor in (2, 4, 2, 4):
-        if shares.get(factor, 0.0) >= 0.8:
-            continue  # a second try where others used the machine during the first
+    for factor in (2, 4) * 3:
+        if shares.get(factor, 0.0) >= GOODPUT:
+            continue  # another try where others used the machine during the first
         answers = (await load.open({key: factor * before}, SECONDS))[key]
         good = answers.goodput(DEADLINE_S, 1.0, SECONDS)
         after = await peak_of(load, key)
@@ -65,11 +67,11 @@ async def test_overload_costs_no_goodput(fleet: Fleet, load: Load) -> None:
         assert set(answers.statuses) <= {200, 503, 504}
         shares[factor] = max(good / peak, shares.get(factor, 0.0))
         late = np.count_nonzero(answers.of(200) > DEADLINE_S) + len(answers.of(504))
-        assert late <= 0.05 * len(answers.of(200, 504)), str(answers)
-        assert np.median(answers.of(503)) < 0.03, str(answers)
+        assert late <= 0.01 * len(answers.of(200, 504)), str(answers)
+        assert np.median(answers.of(503)) < 0.005, str(answers)
     stop.set()
     await watcher
-    assert min(shares.values()) >= 0.8, shares
+    assert min(shares.values()) >= GOODPUT, shares
     assert max(pauses) < 2.0
 
 
@@ -103,7 +105,7 @@ def unfair(hot: Answers, quiet: list[Answers], peak: float) -> str:
     for each in quiet:
         if len(each.of(200)) < 0.95 * len(each.statuses):
             return f"a quiet tenant was refused: {each}"
-        if np.median(each.of(200)) > 0.5 * np.median(hot.of(200)):
+        if np.median(each.of(200)) > 0.8 * np.median(hot.of(200)):
             return f"a quiet tenant waited behind the hot one: {each}"
     if len(hot.of(503)) <= 0.2 * len(hot.statuses):
         return f"the hot tenant was not refused: {hot}"

@@ -27,11 +27,11 @@ Poll = Callable[..., None]
 @pytest.fixture
 def passing(fleet: Fleet, tmp_path: Path, poll: Poll) -> Iterator[Fleet]:
     """The fleet with a gateway of its own that is about to go, and goes on serving for a second."""
-    targets = ",".join(proxy.address for proxy in fleet.proxies)
+    targets = ",".join(road.address for road in fleet.roads)
     gateway = GatewayProcess(tmp_path, fleet.repository, targets, poll, shutdown_delay_s="1", drain_s="10")
     gateway.bootstrap().start()
     try:
-        yield Fleet(fleet.tritons, fleet.proxies, gateway, fleet.repository)
+        yield Fleet(fleet.tritons, fleet.roads, gateway, fleet.repository)
     finally:
         gateway.stop()
 

@@ -62,11 +62,11 @@ def test_a_trace_context_that_is_none_does_no_harm(fleet: Fleet, header: str) ->
 @pytest.fixture
 def traced(fleet: Fleet, collector: Collector, tmp_path: Path, poll: Poll) -> Iterator[Fleet]:
     """The fleet behind a gateway that exports its own spans too."""
-    targets = ",".join(proxy.address for proxy in fleet.proxies)
+    targets = ",".join(road.address for road in fleet.roads)
     gateway = GatewayProcess(tmp_path, fleet.repository, targets, poll, otlp_endpoint=collector.url, otlp_ratio="0")
     gateway.bootstrap().start()
     try:
-        yield Fleet(fleet.tritons, fleet.proxies, gateway, fleet.repository)
+        yield Fleet(fleet.tritons, fleet.roads, gateway, fleet.repository)
     finally:
         gateway.stop()
 
@@ -114,7 +114,7 @@ async def test_the_gateways_span_stands_between_the_clients_and_tritons(
 
 
 def test_a_collector_that_is_away_costs_no_request(fleet: Fleet, tmp_path: Path, poll: Poll, unused_port: int) -> None:
-    targets = ",".join(proxy.address for proxy in fleet.proxies)
+    targets = ",".join(road.address for road in fleet.roads)
     gateway = GatewayProcess(tmp_path, fleet.repository, targets, poll, otlp_endpoint=f"http://127.0.0.1:{unused_port}")
     gateway.bootstrap().start()
     try:

@@ -39,6 +39,8 @@ class FakeTriton(grpc.GenericRpcHandler):
         self.cancelled = threading.Semaphore(0)
         self.parts = 0
         """Sent by streams, in all."""
+        self.pause_s = 0.02
+        """Between two of them."""
 
     def close(self) -> None:
         """Stop serving."""
@@ -91,14 +93,17 @@ class FakeTriton(grpc.GenericRpcHandler):
     def _stream(self, messages: Iterator[Any], context: Any) -> Iterator[Any]:
         message = next(messages)
         self.begun.release()
-        while context.is_active():
-            if self.mode == "fail" and self.parts >= 3:
-                yield pb.ModelStreamInferResponse(error_message=self.failure[1])
-                return
-            yield pb.ModelStreamInferResponse(infer_response=self._reply(message))
-            self.parts += 1
-            time.sleep(0.02)
-        self.cancelled.release()
+        try:
+            while context.is_active():
+                if self.mode == "fail" and self.parts >= 3:
+                    yield pb.ModelStreamInferResponse(error_message=self.failure[1])
+                    return
+                yield pb.ModelStreamInferResponse(infer_response=self._reply(message))
+                self.parts += 1
+                time.sleep(self.pause_s)
+        finally:  # where its caller does not read, it is ended at a yield
+            if not context.is_active():
+                self.cancelled.release()
 
     def _hang(self, context: Any) -> None:
         deadline = time.monotonic() + HANG_S

@@ -60,3 +60,25 @@ def read_frames(connection: socket.socket, wait_s: float) -> list[tuple[int, int
         found.append((received[3], stream, received[9 : 9 + length]))
         received = received[9 + length :]
     return found
+
+
+def read_answer(connection: socket.socket, stream: int, wait_s: float) -> list[bytes]:
+    """Header blocks (of headers and of trailers) of one stream, until it or the connection ends, or is silent."""
+    connection.settimeout(wait_s)
+    received, blocks = b"", []
+    while True:
+        while len(received) >= 9 and len(received) >= 9 + int.from_bytes(received[:3], "big"):
+            length, kind, flags = int.from_bytes(received[:3], "big"), received[3], received[4]
+            number, payload = int.from_bytes(received[5:9], "big"), received[9 : 9 + length]
+            received = received[9 + length :]
+            if kind == HEADERS and number == stream:
+                blocks.append(payload)
+            if number == stream and (kind == RST_STREAM or (kind in {HEADERS, DATA} and flags & END_STREAM)):
+                return blocks
+        try:
+            block = connection.recv(65536)
+        except (TimeoutError, ConnectionResetError):
+            return blocks
+        if not block:
+            return blocks
+        received += block

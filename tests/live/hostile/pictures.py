@@ -60,6 +60,15 @@ def huge_jpeg() -> bytes:
     return bytes(data)
 
 
+def many_scans_jpeg(side: int, scans: int) -> bytes:
+    """A progressive JPEG of ``side`` × ``side`` whose last scan comes ``scans`` times more, in 36 bytes each."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 200).save(buffer, "JPEG", progressive=True, optimize=True)
+    data = buffer.getvalue()
+    begin, end = data.rindex(b"\xff\xc4", 0, data.rindex(b"\xff\xda")), len(data) - 2
+    return data[:end] + data[begin:end] * scans + data[end:]
+
+
 def huge_webp() -> bytes:
     """A lossless WebP's header of 16,384 × 16,384 pixels."""
     bits = (16383) | (16383 << 14)

@@ -46,11 +46,17 @@ class Second:
 
 @contextmanager
 def second_gateway(
-    data_dir: Path, triton: str, *, files: int | None = None, models: str = "identity", **settings: object
+    data_dir: Path,
+    triton: str,
+    *,
+    files: int | None = None,
+    models: str = "identity",
+    ready: bool = True,
+    **settings: object,
 ) -> Iterator[Second]:
     """``tidegate serve`` in front of ``triton`` (its gRPC address) until the block ends.
 
-    ``settings`` are ``TIDEGATE_*`` in lower case; ``files``: how many files it may have open.
+    ``settings`` are ``TIDEGATE_*`` in lower case; ``files``: how many files it may have open; ``ready``: wait for that.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     key_file = data_dir / "demo.key"
@@ -58,10 +64,10 @@ def second_gateway(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     environment |= {"TIDEGATE_DATA_DIR": str(data_dir)}
     environment |= {f"TIDEGATE_{name.upper()}": str(value) for name, value in settings.items()}
-    ready, log_file = data_dir / "ready.json", data_dir / "serve.log"
+    ready_file, log_file = data_dir / "ready.json", data_dir / "serve.log"
     command = [
         sys.executable, "-m", "tidegate", "serve", "--port", "0", "--grpc-port", "0", "--admin-port", "0",
-        "--triton", triton, "--models", models, "--ready-file", str(ready),
+        "--triton", triton, "--models", models, "--ready-file", str(ready_file),
     ]  # fmt: skip
 
     with log_file.open("wb") as log:
@@ -69,15 +75,16 @@ def second_gateway(
     if files is not None:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (files, files))
     try:
-        _wait(lambda: ready.exists() or process.poll() is not None)
+        _wait(lambda: ready_file.exists() or process.poll() is not None)
         assert process.poll() is None, log_file.read_text()
-        where = json.loads(ready.read_text())
+        where = json.loads(ready_file.read_text())
         key = key_file.read_text().strip()
         gateway = Gateway(
             url=f"http://{where['http']}", grpc_address=where["grpc"], metrics_url=f"http://{where['admin']}/metrics",
             log_file=log_file, key=key, private=(str(data_dir), triton),
         )  # fmt: skip
-        _wait(lambda: httpx.get(f"{gateway.url}/healthz/ready").status_code == 200)
+        if ready:
+            _wait(lambda: httpx.get(f"{gateway.url}/healthz/ready").status_code == 200)
         invariants = Invariants(gateway)
         try:
             yield Second(invariants, process, environment)

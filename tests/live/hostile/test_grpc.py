@@ -15,7 +15,9 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from tests.live.hostile import h2
+from tests.live.hostile.fake_triton import FakeTriton
 from tests.live.hostile.invariants import Invariants
+from tests.live.hostile.second import Second
 
 pytestmark = pytest.mark.live
 
@@ -154,26 +156,37 @@ def test_oversized_metadata_and_messages_are_refused(invariants: Invariants, cha
         check_grpc(channel, invariants)
 
 
-NAMES = ("../etc", "a/../b", "model/..", "..", "/etc/passwd", "model/subdir", " ..", ".. ", "", " ", "\t\n", "A" * 256)
+NAMES = (
+    "../etc", "a/../b", "../../etc/passwd", "model/..", "..", "/etc/passwd", "model/subdir", "model/", " ..", ".. ", "",
+    " ", "   ", "\t\n", "A" * 256, "identity\0", "IDENTITY", "%2e%2e",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_53_names_that_are_none_are_not_found(invariants: Invariants, channel: Any, name: str) -> None:
-    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-    metadata = tuple(invariants.gateway.headers.items())
+def test_53_names_that_are_none_are_not_found_and_never_forwarded(fake: FakeTriton, second: Second, name: str) -> None:
+    metadata = tuple(second.gateway.headers.items())
     message = good_request()
     message.model_name = name
-    calls: list[Callable[[], Any]] = [
-        lambda: stub.ModelInfer(message, metadata=metadata, timeout=20),
-        lambda: stub.ModelMetadata(pb.ModelMetadataRequest(name=name), metadata=metadata, timeout=20),
-        lambda: stub.ModelConfig(pb.ModelConfigRequest(name=name), metadata=metadata, timeout=20),
-        lambda: stub.ModelInfer(_versioned("../1"), metadata=metadata, timeout=20),
-    ]
-    with invariants.case() as case:
+    before = fake.beyond_probes()
+    with grpc.insecure_channel(second.gateway.grpc_address) as channel, second.invariants.case() as case:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        calls: list[Callable[[], Any]] = [
+            lambda: stub.ModelInfer(message, metadata=metadata, timeout=20),
+            lambda: stub.ModelMetadata(pb.ModelMetadataRequest(name=name), metadata=metadata, timeout=20),
+            lambda: stub.ModelConfig(pb.ModelConfigRequest(name=name), metadata=metadata, timeout=20),
+            lambda: stub.ModelInfer(_versioned("../1"), metadata=metadata, timeout=20),
+            lambda: stub.ModelInfer(_versioned("9" * 5_000), metadata=metadata, timeout=20),
+        ]
+        if name:  # without one, statistics are of all models
+            calls.append(
+                lambda: stub.ModelStatistics(pb.ModelStatisticsRequest(name=name), metadata=metadata, timeout=20)
+            )
         for call in calls:
             with pytest.raises(grpc.RpcError) as caught:
                 call()
             case.grpc_refused(caught.value, grpc.StatusCode.NOT_FOUND)
+        assert not stub.ModelReady(pb.ModelReadyRequest(name=name), metadata=metadata, timeout=20).ready
+        assert fake.beyond_probes() == before
 
 
 def _versioned(version: str) -> Any:

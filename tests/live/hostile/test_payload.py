@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -186,7 +187,8 @@ class TestTensors:
 
 
 LENGTHS = (
-    "99999999999", "9" * 400, "-1", "-0", "+5", "0x10", "1e3", "1.0", "", "a", "٣", "5, 5", "5;", "1_0", "true",
+    "99999999999", "9" * 400, "9" * 5_000, "-1", "-0", "+5", "0x10", "1e3", "1.0", "", "a", "٣", "5, 5", "5;", "1_0",
+    "true",
 )  # fmt: skip
 
 
@@ -284,8 +286,20 @@ class TestParameters:
             ):
                 answer = send.post(INFER, body)
                 assert case.see(answer).status_code == 200, answer.text
-            for value in ([], {}, None):
+            for value in ([], {}, None, 2**63, -(2**63) - 1, 2**64, 10**400):
                 case.refused(send.post(INFER, infer_body(parameters={"colour": value})), 422, "oip")
+
+    def test_what_no_parameter_holds_spoils_nobodys_batch(self, invariants: Invariants, send: Sender) -> None:
+        """Numbers that gRPC can say and Triton cannot; alone, and while others wait for the same model."""
+        bad = message()
+        bad.parameters["size"].uint64_param = 2**64 - 1
+        infinite = message()
+        infinite.parameters["share"].double_param = float("nan")
+        with invariants.case(usage={"completed": 40}) as case, ThreadPoolExecutor(8) as threads:
+            good = [threads.submit(send.infer, message()) for _ in range(40)]
+            for refused in [threads.submit(send.infer, each) for each in (bad, infinite) * 10]:
+                case.grpc_refused(refused.result(), INVALID)
+            assert {each.result().model_name for each in good} == {"identity"}
 
     @pytest.mark.parametrize(
         "parameters",

@@ -8,12 +8,15 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.live.hostile import pictures
+from tests.live.hostile.fake_triton import FakeTriton
 from tests.live.hostile.invariants import Case, Invariants
 from tests.live.hostile.payload import Sender, sender
+from tests.live.hostile.second import second_gateway
 
 pytestmark = pytest.mark.live
 
@@ -99,6 +102,15 @@ class TestPictures:
     def test_many_chunks(self, invariants: Invariants, send: Sender) -> None:
         with invariants.case() as case:
             case.refused(send.http.post("/hf/models/imagenet", content=pictures.many_chunks_png()), 422, "hf")
+
+    def test_a_jpeg_of_a_thousand_scans(self, invariants: Invariants, send: Sender) -> None:
+        """50 KB that take every pixel a thousand times; at 6000 x 6000 that is a quarter of a minute a picture."""
+        with invariants.case(usage={"completed": 1}, growth_mib=64) as case:
+            before = invariants.metrics()["process_cpu_seconds_total"]
+            refused(case, send, pictures.many_scans_jpeg(6_000, 1_000), 422, ("image/jpeg",))
+            assert invariants.metrics()["process_cpu_seconds_total"] - before < 2.0
+            answer = send.http.post("/hf/models/imagenet", content=pictures.many_scans_jpeg(64, 20))
+            assert case.see(answer).status_code == 200, answer.text
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
     def test_an_exif_bomb(self, invariants: Invariants, send: Sender, kind: str) -> None:
@@ -186,6 +198,44 @@ def test_addresses_are_never_asked(
                     answer = send.http.post(path, content=address.encode(), headers={"content-type": "image/png"})
                     case.refused(answer, 415, "hf")
     assert listener.connections == 1
+
+
+WATCH = """
+import os, socket, sys
+_file = os.open(os.environ["EGRESS_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def _hook(event, arguments):
+    if event in {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request",
+                 "http.client.connect", "ftplib.connect", "subprocess.Popen", "os.system", "os.posix_spawn"}:
+        os.write(_file, f"{event} {arguments!r}\\n".encode())
+sys.addaudithook(_hook)
+socket.getaddrinfo("127.0.0.1", 9)  # seen
+"""
+
+
+def test_51_nothing_is_looked_up_connected_to_or_run(
+    fake: FakeTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poll: Callable[..., None]
+) -> None:
+    """The gateway's own interpreter writes down every name it resolves, every connection and every program: no
+    address in a request adds a line. Names that a listener of ours could never see are seen here.
+    """
+    log = tmp_path / "egress"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(WATCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("EGRESS_LOG", str(log))
+    everywhere = [*addresses(9), "http://127.0.0.1.nip.io/", "http://rebinding.invalid/a.png", "http://[::1]:80/"]
+    with (
+        second_gateway(tmp_path / "data", fake.address, models="identity,imagenet", ready=False) as second,
+        sender(second.gateway) as send,
+    ):
+        poll(lambda: send.http.get("/v2/models/identity/ready").status_code == 200, 30, "the gateway")
+        before = log.read_text()
+        assert "socket.getaddrinfo" in before
+        for address in everywhere:
+            for inputs in (address, [address], {"url": address}):
+                assert send.post("/hf/models/imagenet", {"inputs": inputs}).status_code == 422
+            assert send.http.post("/hf/models/imagenet", content=address.encode()).status_code in {400, 415}
+        assert log.read_text() == before
 
 
 def test_addresses_in_texts_are_texts(invariants: Invariants, send: Sender, listener: Listener) -> None:

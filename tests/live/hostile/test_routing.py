@@ -26,7 +26,7 @@ NAMES = (
     "../etc", "a/../b", "../../etc/passwd", "model/..", "..", ".", "/etc/passwd", "model/subdir", "model/",
     " ..", ".. ", "", " ", "   ", "\t\n", "A" * 256, "A" * 1000, "identity/", "identity ", " identity", "identity\0",
     "IDENTITY", "identity/versions/1", "identity%00", "%2e%2e", "iden\u0442ity", "\U0001f30a", "\\..\\x",
-    "identity;v=1", "~root", "*",
+    "identity;v=1", "~root", "*", "9" * 1_500, "\u0663",
 )  # fmt: skip
 
 

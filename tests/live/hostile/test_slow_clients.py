@@ -21,6 +21,7 @@ import pytest
 
 from tests.live.hostile.fake_triton import FakeTriton
 from tests.live.hostile.invariants import GOOD, Invariants
+from tests.live.hostile.memory import peak
 from tests.live.hostile.second import Second, second_gateway
 from tests.live.hostile.wire import Connection, request, talk
 
@@ -98,6 +99,23 @@ def test_25_a_client_that_does_not_read_is_cut_off(watched: Invariants, poll: Ca
     watched.check_alive()
 
 
+def test_25_a_stream_that_nobody_reads_is_held_back_and_cut_off(fake: FakeTriton, small: Second) -> None:
+    """The model goes on as fast as it can: what its client does not take is not made, and at last it is cancelled."""
+    fake.pause_s = 0.0
+    body = json.dumps({"INPUT": [0.123456789] * 64}).encode()
+    one = request("POST", "/v2/models/stream/generate_stream", small.gateway.headers | {"connection": ""}, body)
+    with (
+        small.invariants.case(usage={"client_closed": 1}, growth_mib=24),
+        peak(small.process.pid) as seen,
+        socket.socket() as stuck,
+    ):
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.connect(Connection.address(small.gateway.url))
+        stuck.sendall(one)
+        assert fake.cancelled.acquire(timeout=30)
+    assert seen.growth < 64, f"{seen.growth:.0f} MiB"
+
+
 def test_many_large_bodies_at_once_do_not_take_all_memory(watched: Invariants) -> None:
     head = request("POST", INFER, watched.gateway.headers | {"content-length": str(BUFFERED - 1), "connection": ""})
     whole = request("POST", INFER, watched.gateway.headers, json.dumps(GOOD).encode().ljust(BUFFERED // 2))
@@ -112,7 +130,7 @@ def test_many_large_bodies_at_once_do_not_take_all_memory(watched: Invariants) -
         assert case.see(answer).status_code == 200
 
 
-def slow_clients(count: int, gateway_url: str, stop: threading.Event) -> threading.Thread:
+def slow_clients(count: int, gateway_url: str, stop: threading.Event, every_s: float = 0.2) -> threading.Thread:
     """``count`` clients that send a byte of their headers now and then, and come back when they are cut off."""
 
     def run() -> None:
@@ -127,7 +145,7 @@ def slow_clients(count: int, gateway_url: str, stop: threading.Event) -> threadi
                 except OSError:
                     connection.close()
                     connections.remove(connection)
-            stop.wait(0.2)
+            stop.wait(every_s)
         for connection in connections:
             connection.close()
 
@@ -163,6 +181,31 @@ def test_25_slow_clients_do_not_slow_a_good_one(watched: Invariants) -> None:
     watched.check_alive()
 
 
+def test_25_slow_clients_cost_next_to_nothing(invariants: Invariants) -> None:
+    """What 500 clients take that send a byte of their headers every second, and come back when they are cut off:
+    less than 5 % of the one processor that limits what good clients get.
+    """
+    slow, seconds = 500, 6.0
+    stop = threading.Event()
+
+    def spent(during_s: float) -> float:
+        before = invariants.metrics()["process_cpu_seconds_total"]
+        time.sleep(during_s)
+        return (invariants.metrics()["process_cpu_seconds_total"] - before) / during_s
+
+    with invariants.case(growth_mib=64):
+        idle = min(spent(2.0), spent(2.0))
+        thread = slow_clients(slow, invariants.gateway.url, stop, every_s=1.0)
+        try:
+            time.sleep(2.0)  # they are all there
+            busy = spent(seconds)
+        finally:
+            stop.set()
+            thread.join()
+    print(f"\n{busy - idle:.1%} of a processor for {slow} slow clients")
+    assert busy - idle < 0.05
+
+
 def test_28_idle_connections_over_the_cap_are_refused(watched: Invariants, poll: Callable[..., None]) -> None:
     url = watched.gateway.url
     with httpx.Client(base_url=url, headers=watched.gateway.headers, timeout=30.0) as kept, ExitStack() as stack:
@@ -193,20 +236,22 @@ def test_28_idle_connections_give_their_place_back_in_time(watched: Invariants, 
         pass
 
 
-def test_28_thousands_of_idle_connections(invariants: Invariants, poll: Callable[..., None]) -> None:
-    """More than the gateway's default cap of 4096, on the running stack."""
+def test_28_ten_thousand_idle_connections(invariants: Invariants, poll: Callable[..., None]) -> None:
+    """The gateway's default cap is 4096, on the running stack: those over it are refused, those inside go on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < 9000:
+    if hard != resource.RLIM_INFINITY and hard < 11_000:
         pytest.skip("this system allows too few open files")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 9000), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 11_000), hard))
     url, health = invariants.gateway.url, invariants.gateway.metrics_url.removesuffix("/metrics")
     with invariants.case(usage={"completed": 2}, growth_mib=256) as case, ExitStack() as opened:
         opened.callback(poll, lambda: _answers(url), 30, "room for new connections")
         kept = opened.enter_context(httpx.Client(base_url=url, headers=invariants.gateway.headers, timeout=30.0))
         assert kept.post(INFER, json=GOOD).status_code == 200
-        idle = [opened.enter_context(Connection(url)) for _ in range(4500)]
-        case.refused(idle[-1].read(), 503, "plain")
+        idle = [opened.enter_context(Connection(url)) for _ in range(10_000)]
+        for connection in idle[5_000::500]:
+            case.refused(connection.read(), 503, "plain")
         assert kept.post(INFER, json=GOOD).status_code == 200
+        assert httpx.get(f"{health}/healthz/live").status_code == 200
         assert httpx.get(f"{health}/healthz/ready").status_code == 200
 
 
