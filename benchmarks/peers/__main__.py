@@ -108,7 +108,8 @@ def _tune(arguments: argparse.Namespace) -> int:
             task: uvloop.run(_comparison(arguments, task, {}).tune(server, arguments.rounds))
             for task in arguments.tasks
         }
-    chosen = {server: best_way(server, found) for server, found in evidence.items()}
+    silent = [name for name, found in evidence.items() if not any(max(ways.values()) for ways in found.values())]
+    chosen = {server: best_way(server, found) for server, found in evidence.items() if server not in silent}
     captured = environment.capture()
     arguments.tuning.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(arguments.tuning.read_text())["ways"] if arguments.tuning.is_file() else {}
@@ -119,7 +120,9 @@ def _tune(arguments: argparse.Namespace) -> int:
     arguments.tuning.write_text(json.dumps(report, indent=1) + "\n")
     for server, way in chosen.items():
         print(f"{server}: {way}")
-    return 0
+    for server in silent:
+        _say(f"error: {server} answered in no way; it keeps the one that was known, or its default")
+    return 1 if silent else 0
 
 
 def best_way(server: str, evidence: dict[str, dict[str, float]]) -> Way:
