@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     )
     metering: bool = Field(True, description="Write usage records (off only to measure what they cost).")
     journal_sync_ms: float = Field(
-        20.0, ge=0, description="Milliseconds between fsyncs of the journal; 0: before every answer."
+        50.0, ge=0, description="Milliseconds between fsyncs of the journal; 0: before every answer."
     )
     journal_max_bytes: int = Field(
         2**30, ge=2**16, description="Journal kept while the database is away, before requests are refused."
