@@ -56,6 +56,10 @@ def export(
         lambda: by("model", coalescer.shed), counter=True,
     )  # fmt: skip
     watch("tidegate_upstream_up", "Whether a Triton server serves models.", lambda: members("up"))
+    watch(
+        "tidegate_model_servers", "Triton servers that have the model ready.",
+        lambda: by("model", {model: pool.servers(model) for model in pool.ready_models()}),
+    )  # fmt: skip
     watch("tidegate_upstream_outstanding", "Requests in flight to a Triton server.", lambda: members("outstanding"))
     watch("tidegate_usage_records_total", "Usage records, by state.", states, counter=True)
     watch(

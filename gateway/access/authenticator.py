@@ -28,6 +28,7 @@ from gateway.access import keyformat
 from gateway.access.key import VerifiedKey
 from gateway.access.keys import Keys
 from gateway.access.throttle import Refusals, Throttle
+from gateway.background import Background
 from gateway.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
 from gateway.settings import Settings
 from gateway.types import Call, Principal
@@ -103,7 +104,8 @@ class Authenticator:
         self._lookups = asyncio.Semaphore(_MAX_LOOKUPS)
         self._away_until = -math.inf
         self._last_used: dict[str, float] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
+        self._rounds = 0
         keys.on_change(self.forget)
         self.lookups = 0
         """Questions put to the database or the token verifier."""
@@ -116,15 +118,11 @@ class Authenticator:
 
     async def start(self) -> None:
         """Begin to write refusals to the audit and last-used times to the store."""
-        self._task = asyncio.create_task(self._flush_forever(), name="authenticator")
+        self._background.every(_FLUSH_S, self._flush_some, "authenticator")
 
     async def stop(self) -> None:
         """Write what is left, and end."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._background.stop()
         await asyncio.gather(*self._flights.values(), return_exceptions=True)  # a second each at most
         await self._flush(touch=True, all_=True)
 
@@ -268,12 +266,9 @@ class Authenticator:
 
     # --- the background task
 
-    async def _flush_forever(self) -> None:
-        rounds = 0
-        while True:
-            await asyncio.sleep(_FLUSH_S)
-            rounds += 1
-            await self._flush(touch=rounds % _TOUCH_EVERY == 0, all_=False)
+    async def _flush_some(self) -> None:
+        self._rounds += 1
+        await self._flush(touch=self._rounds % _TOUCH_EVERY == 0, all_=False)
 
     async def _flush(self, *, touch: bool, all_: bool) -> None:
         try:

@@ -22,6 +22,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.access.policy import PICO, Budget, Policies
+from gateway.background import Background
 from gateway.errors import BudgetExceeded, Unavailable
 from gateway.store.budgets import BudgetKey, add, billed, ensure_window, matches, window_row
 from gateway.store.database import Store
@@ -102,21 +103,17 @@ class Budgets:
         self._accounts: dict[BudgetKey, _Account] = {}
         self._closing: list[_Account] = []
         self._recounts: list[tuple[float, BudgetKey, str, int]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
         self.refused = 0
         """Requests refused because a budget was spent."""
 
     async def start(self) -> None:
         """Begin to write what is spent."""
-        self._task = asyncio.create_task(self._flush_forever(), name="budgets")
+        self._background.every(_FLUSH_S, self._write, "budgets")
 
     async def stop(self) -> None:
         """Write what was spent and give every lease back."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._background.stop()
         with contextlib.suppress(Unavailable):
             await self.flush(give_back=True)
 
@@ -324,13 +321,11 @@ class Budgets:
                     await add(connection, key, window, spent=-back)
             self._recounts.remove(recount)
 
-    async def _flush_forever(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_S)
-            try:
-                await self.flush()
-            except Unavailable:
-                log.warning("budgets.not_written")
+    async def _write(self) -> None:
+        try:
+            await self.flush()
+        except Unavailable:
+            log.warning("budgets.not_written")
 
     def _window(self, period: str) -> str:
         day = dt.datetime.fromtimestamp(self._wall_clock(), dt.timezone.utc).strftime("%Y-%m-%d")

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.background import Background
 from gateway.errors import (
     AnswerLost,
     Forbidden,
@@ -77,18 +78,16 @@ class Idempotency:
         """Answers kept in the store, of all gateways, when it was last purged; this one's since."""
         self._owed: dict[Slot, str] = {}
         """Keys that could not be given back, and the calls that had them."""
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
+        self._next_purge = 0.0
 
     async def start(self) -> None:
         """Begin to purge."""
-        self._task = asyncio.create_task(self._tidy_forever(), name="idempotency keys")
+        self._background.every(_TICK_S, self._tidy, "idempotency keys")
 
     async def stop(self) -> None:
         """End it, and give back what is owed."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._background.stop()
         with contextlib.suppress(*_STORE_ERRORS):
             await self._pay()
 
@@ -240,19 +239,14 @@ class Idempotency:
 
     # --- in the background
 
-    async def _tidy_forever(self) -> None:
-        next_purge = 0.0
-        while True:
-            try:
-                await self._pay()
-                if time.monotonic() >= next_purge:
-                    await self.purge()
-                    next_purge = time.monotonic() + _PURGE_EVERY_S
-            except _STORE_ERRORS as error:
-                log.warning("idempotency.not_tidied", error=type(error).__name__)
-            except Exception:
-                log.exception("idempotency.not_tidied")
-            await asyncio.sleep(_TICK_S)
+    async def _tidy(self) -> None:
+        try:
+            await self._pay()
+            if time.monotonic() >= self._next_purge:
+                await self.purge()
+                self._next_purge = time.monotonic() + _PURGE_EVERY_S
+        except _STORE_ERRORS as error:
+            log.warning("idempotency.not_tidied", error=type(error).__name__)
 
     async def purge(self) -> int:
         """Delete what has expired, a batch at a time, and measure the rest; how many rows went."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.access.audit import SYSTEM, Actor, Audit
 from gateway.access.key import check_model, check_name
 from gateway.access.limits import Level, Limits
+from gateway.background import Background
 from gateway.errors import Invalid, NotFound, Unavailable
 from gateway.store.database import Store
 from gateway.store.tables import api_keys, budgets, limit_rules, organisations, projects, revisions, tiers
@@ -67,9 +66,9 @@ class Policies:
     ) -> None:
         self._store = store
         self._audit = audit
-        self._poll = poll_s
+        self._poll_s = poll_s
         self._clock = clock
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
         self.current = Policy()
         """What is set, as this gateway knows it: at most a poll behind."""
 
@@ -79,15 +78,11 @@ class Policies:
         A store that is not open yet is read when it opens: no call is admitted without limits and budgets known.
         """
         await self._store.when_open(self.refresh)
-        self._task = asyncio.create_task(self._poll_forever(), name="policy poll")
+        self._background.every(self._poll_s, self._poll, "policy poll")
 
     async def stop(self) -> None:
         """End the poll."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._background.stop()
 
     async def refresh(self) -> Policy:
         """Read again if something changed. Raises ``Unavailable``."""
@@ -176,15 +171,13 @@ class Policies:
             await _raise_revision(operation.connection)
         await self.refresh()
 
-    async def _poll_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self._poll)
-            try:
-                await self.refresh()
-            except Unavailable:
-                continue  # what is known goes on to hold
-            except (ValidationError, ValueError) as error:
-                log.error("policy.unreadable", error=type(error).__name__)
+    async def _poll(self) -> None:
+        try:
+            await self.refresh()
+        except Unavailable:
+            return  # what is known goes on to hold
+        except (ValidationError, ValueError) as error:
+            log.error("policy.unreadable", error=type(error).__name__)
 
 
 async def _revision(connection: AsyncConnection) -> int:

@@ -19,6 +19,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from gateway.access.limits import Cap, Gate, Rate, Verdict
+from gateway.background import Background
 from gateway.types import Units
 
 log = structlog.get_logger(__name__)
@@ -99,7 +100,7 @@ class SharedLimiter:
         self._failures = 0
         self._paused_until = -math.inf
         self._releases: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = Background()
         self._sequence = 0
         self.gateways = 1
         """Gateways that were alive at the last heartbeat."""
@@ -114,17 +115,12 @@ class SharedLimiter:
     async def start(self) -> None:
         """Connect, count the gateways, and begin to give places back."""
         await self._beat()
-        self._tasks = [
-            asyncio.create_task(self._beat_forever(), name="limits heartbeat"),
-            asyncio.create_task(self._release_forever(), name="limits release"),
-        ]
+        self._background.every(_HEARTBEAT_S, self._beat, "limits heartbeat")
+        self._background.every(0, self._release_some, "limits release")
 
     async def stop(self) -> None:
         """Give back what is held and disconnect."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await self._background.stop()
         with contextlib.suppress(RedisError, OSError, asyncio.TimeoutError):
             while not self._releases.empty():
                 await asyncio.wait_for(self._redis.zrem(*self._releases.get_nowait()), 1)
@@ -188,22 +184,16 @@ class SharedLimiter:
         except (RedisError, OSError, asyncio.TimeoutError):
             return  # the last count stands
 
-    async def _beat_forever(self) -> None:
-        while True:
-            await asyncio.sleep(_HEARTBEAT_S)
-            await self._beat()
-
-    async def _release_forever(self) -> None:
-        while True:
-            pending = [await self._releases.get()]
-            while not self._releases.empty() and len(pending) < 256:
-                pending.append(self._releases.get_nowait())
-            try:
-                async with self._redis.pipeline(transaction=False) as pipeline:
-                    for key, member in pending:
-                        pipeline.zrem(key, member)
-                    await asyncio.wait_for(pipeline.execute(), 1)
-            except (RedisError, OSError, asyncio.TimeoutError):
-                for item in pending:
-                    self._releases.put_nowait(item)
-                await asyncio.sleep(_PAUSE_S)  # the places expire with their lease at the latest
+    async def _release_some(self) -> None:
+        pending = [await self._releases.get()]
+        while not self._releases.empty() and len(pending) < 256:
+            pending.append(self._releases.get_nowait())
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for key, member in pending:
+                    pipeline.zrem(key, member)
+                await asyncio.wait_for(pipeline.execute(), 1)
+        except (RedisError, OSError, asyncio.TimeoutError):
+            for item in pending:
+                self._releases.put_nowait(item)
+            await asyncio.sleep(_PAUSE_S)  # the places expire with their lease at the latest

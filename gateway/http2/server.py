@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 from functools import partial
 from typing import Any
 
+from gateway.background import Background
 from gateway.http2.connection import Connection
 from gateway.http2.frames import NO_ERROR
 from gateway.http2.headers import HeaderReader
@@ -35,7 +35,7 @@ class RpcServer:
         self._socket: socket.socket | None = None
         self._tls: dict[str, Any] = {}
         self._server: asyncio.Server | None = None
-        self._checker: asyncio.Task[None] | None = None
+        self._background = Background()
 
     def listen_on(
         self, bound: socket.socket, tls: ssl.SSLContext | None = None, handshake_timeout_s: float = 10.0
@@ -51,7 +51,7 @@ class RpcServer:
         """Accept connections."""
         loop: Any = asyncio.get_running_loop()  # uvloop's knows ssl_shutdown_timeout, on every Python
         self._server = await loop.create_server(self._connect, sock=self._socket, **self._tls)
-        self._checker = asyncio.create_task(self._check())
+        self._background.every(_CHECK_S, self._check, "gRPC connections")
 
     def _connect(self) -> asyncio.BaseProtocol:
         if len(self.connections) >= self._max_connections:
@@ -61,11 +61,9 @@ class RpcServer:
         return Connection(self._limits, reader, open_stream, self.connections, self._memory)
 
     async def _check(self) -> None:
-        while True:
-            await asyncio.sleep(_CHECK_S)
-            now = asyncio.get_running_loop().time()
-            for connection in list(self.connections):
-                connection.check(now, _CHECK_S)
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.connections):
+            connection.check(now, _CHECK_S)
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing new; let what is in flight end, at most ``grace_s`` long."""
@@ -89,10 +87,7 @@ class RpcServer:
             await asyncio.sleep(_POLL_S)
         for connection in list(self.connections):
             connection.abort()
-        if self._checker is not None:
-            self._checker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._checker
+        await self._background.stop()
 
 
 class _Refusal(asyncio.Protocol):

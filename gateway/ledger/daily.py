@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import datetime as dt
 import time
 from collections.abc import Callable
@@ -11,6 +9,7 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.background import Background
 from gateway.errors import Unavailable
 from gateway.store.database import Store
 from gateway.store.usage_daily import compare_day
@@ -27,7 +26,7 @@ class DailyCheck:
         self._store = store
         self._clock = clock
         self._every_s = every_s
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
         self.checked: dt.date | None = None
         """The last day that was compared."""
         self.wrong = 0
@@ -35,15 +34,11 @@ class DailyCheck:
 
     async def start(self) -> None:
         """Begin."""
-        self._task = asyncio.create_task(self._check_forever(), name="daily check")
+        self._background.every(self._every_s, self._check, "daily check")
 
     async def stop(self) -> None:
         """End."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._background.stop()
 
     async def check(self) -> None:
         """Compare the day before, unless that was done. Raises ``Unavailable``."""
@@ -57,10 +52,8 @@ class DailyCheck:
         if wrong:
             log.error("ledger.sums_wrong", day=day.isoformat(), sums=len(wrong), first=wrong[0])
 
-    async def _check_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self._every_s)
-            try:
-                await self.check()
-            except (Unavailable, SQLAlchemyError) as error:
-                log.warning("ledger.sums_not_checked", error=type(error).__name__)
+    async def _check(self) -> None:
+        try:
+            await self.check()
+        except (Unavailable, SQLAlchemyError) as error:
+            log.warning("ledger.sums_not_checked", error=type(error).__name__)

@@ -117,7 +117,7 @@ FIELDS = UsageRecord.__struct_fields__
 
 _INSERT_ROWS = 1000
 """In one statement."""
-_SQLITE_ROWS = 128
+_SQLITE_ROWS = 512
 """The same on SQLite, which takes 32,766 values."""
 
 _encode = msgspec.json.Encoder().encode

@@ -29,8 +29,6 @@ _FILL = 0.5
 """Of the time to the deadline that a queue may take. A queue that is filled to the brim makes every request late
 when the model becomes slower for a moment; half of it keeps the model as busy.
 """
-_RENEW_S = 1.0
-"""Servers come and go: how often a model's limit is made anew."""
 
 
 class Coalescer:
@@ -73,9 +71,7 @@ class Coalescer:
         if model is None:
             model = self._queues[request.model] = ModelQueue(request.model)
         begin = time.monotonic()
-        if begin >= model.renew_at:
-            model.limit = max(1, self._servers(request.model)) * (self._in_flight - 1 + signature.instances)
-            model.renew_at = begin + _RENEW_S
+        model.limit = max(1, self._servers(request.model)) * (self._in_flight - 1 + signature.instances)
         key = lane_key(request)
         if model.in_flight >= model.limit or model.lanes:
             return await self._wait(model, key, request, signature, deadline_ns, tenant)

@@ -86,8 +86,6 @@ class ModelQueue:
     def __init__(self, name: str) -> None:
         self.name = name
         self.limit = 1
-        self.renew_at = 0.0
-        """When ``limit`` is to be made anew, on the monotonic clock."""
         self.in_flight = 0
         self.waiting = 0
         """Requests in all lanes."""

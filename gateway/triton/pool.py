@@ -8,12 +8,15 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.background import Background
 from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError, NotFound, Unavailable
 from gateway.triton.client import TritonServer
 from gateway.triton.failures import DeviceFailed, ModelFailed, ModelNotReady, NotExecuted
@@ -130,18 +133,20 @@ class Pool:
         self._budget = RetryBudget(retry_ratio)
         self._signatures: dict[tuple[str, str], Signature] = {}
         self._newest: dict[str, str] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._servers: Counter[str] = Counter()
+        self._background = Background()
 
     async def start(self) -> None:
         """Probe every server once, then keep probing."""
         await asyncio.gather(*(self._probe(member) for member in self.members))
-        self._tasks = [asyncio.create_task(self._watch(member)) for member in self.members]
+        for member in self.members:
+            self._background.every(
+                self._health_interval_s, partial(self._probe, member), f"probe of {member.name}", jitter=0.1
+            )
 
     async def stop(self) -> None:
         """Stop probing and close the channels."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
         await asyncio.gather(*(member.server.close() for member in self.members))
 
     # --- what is served
@@ -152,7 +157,7 @@ class Pool:
 
     def servers(self, model: str) -> int:
         """How many can infer ``model`` now."""
-        return sum(_serves(member, model, "") for member in self.members)
+        return self._servers[model]
 
     def versions(self, model: str) -> list[str]:
         """Ready versions of ``model``, ascending."""
@@ -312,14 +317,6 @@ class Pool:
 
     # --- health
 
-    async def _watch(self, member: Member) -> None:
-        while True:
-            await asyncio.sleep(self._health_interval_s * random.uniform(0.9, 1.1))  # noqa: S311
-            try:
-                await self._probe(member)
-            except Exception:  # a pool that no longer looks would be worse than anything that can be wrong here
-                log.exception("triton.probe_broke", server=member.name)
-
     async def _probe(self, member: Member, *, relearn: bool = False) -> None:
         try:
             ready = await member.server.ready_models(self._connect_timeout_s)
@@ -359,6 +356,7 @@ class Pool:
             if _version_order(version) >= _version_order(newest.get(model, "")):
                 newest[model] = version
         self._newest = newest
+        self._servers = Counter(name for member in self.members for name in {name for name, _ in member.ready})
         # A server that is lost for a moment comes back with the same models: their signatures are kept.
         for pair in [pair for pair in self._signatures if pair not in served and pair[0] in newest]:
             del self._signatures[pair]

@@ -40,6 +40,9 @@ def test_a_configuration_is_read(tmp_path: Path) -> None:
     assert spec.cuda_device is None
     assert read(tmp_path, kind="GPU").cuda_device == 1
     assert not read(tmp_path, max_batch_size=0).batched
+    assert spec.instances == 1
+    groups = [{"count": 2, "kind": "KIND_CPU"}, {"kind": "KIND_CPU"}]
+    assert read(tmp_path, instance_group=groups).instances == 3
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

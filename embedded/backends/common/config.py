@@ -38,6 +38,8 @@ class ModelSpec:
     graph_level: int
     cuda_device: int | None
     """Index of the GPU of this instance; ``None``: CPU."""
+    instances: int = 1
+    """Of this version of the model, together: they share the processors."""
 
     @property
     def batched(self) -> bool:
@@ -60,6 +62,7 @@ class ModelSpec:
             parameters={key: value["string_value"] for key, value in config.get("parameters", {}).items()},
             graph_level=int(config.get("optimization", {}).get("graph", {}).get("level", 0)),
             cuda_device=int(arguments["model_instance_device_id"]) if on_gpu else None,
+            instances=sum(int(group.get("count", 1)) for group in config.get("instance_group", [])) or 1,
         )
 
     def integer(self, key: str, default: int) -> int:
@@ -97,6 +100,7 @@ def default_intra_op_threads(*, share: int = 1) -> int:
 
     ONNX Runtime's threads do not spin here: one for each CPU costs a model that waits nothing. OpenMP's, which
     libtorch uses, do, and a small operator is over before they have begun: it gets half (docs/decisions/0002).
+    Instances of one model share the CPUs: ``share`` grows with their number.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:

@@ -84,7 +84,7 @@ def session_options(spec: ModelSpec) -> ort.SessionOptions:
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors: warnings about a graph would fill the server's log
-    options.intra_op_num_threads = spec.integer("intra_op_thread_count", default_intra_op_threads())
+    options.intra_op_num_threads = spec.integer("intra_op_thread_count", default_intra_op_threads(share=spec.instances))
     options.inter_op_num_threads = spec.integer("inter_op_thread_count", 1)
     mode = spec.integer("execution_mode", 0)
     if mode not in EXECUTION_MODES:

@@ -109,7 +109,7 @@ class TorchEngine:
 
 def set_threads(spec: ModelSpec) -> None:
     """Thread counts of this process, which serves one instance of one model."""
-    torch.set_num_threads(spec.integer("INTRA_OP_THREAD_COUNT", default_intra_op_threads(share=2)))
+    torch.set_num_threads(spec.integer("INTRA_OP_THREAD_COUNT", default_intra_op_threads(share=2 * spec.instances)))
     with contextlib.suppress(RuntimeError):  # only the first call in a process is allowed
         torch.set_num_interop_threads(spec.integer("INTER_OP_THREAD_COUNT", 1))
 

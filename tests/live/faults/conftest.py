@@ -22,6 +22,7 @@ from tests.live.faults.servers import GatewayProcess, RecordingTriton, write_dri
 
 WAYS = ("http", "grpc")
 """To infer; everything else goes over gRPC."""
+MODELS = ("recorder", "solo")
 
 
 @dataclass
@@ -43,6 +44,11 @@ class Fleet:
         """Tritons that the gateway holds for able to serve."""
         text = httpx.get(self.gateway.metrics_url, timeout=10).text
         return sum(line.startswith("tidegate_upstream_up{") and line.endswith(" 1.0") for line in text.splitlines())
+
+    def whole(self) -> bool:
+        """Whether the gateway knows of ``recorder`` and ``solo`` on both Tritons: its index may be a probe old."""
+        text = httpx.get(self.gateway.metrics_url, timeout=10).text
+        return all(f'tidegate_model_servers{{model="{model}"}} 2.0' in text for model in MODELS)
 
 
 @pytest.fixture(scope="package")
@@ -78,7 +84,7 @@ def running_fleets(
     tritons = [
         RecordingTriton(
             recorder_repository, tmp_path_factory.mktemp("fault-triton"), f"{collector.url}/v1/traces",
-            ("recorder", "solo"),
+            MODELS,
         )
         for _ in range(2)
     ]  # fmt: skip
@@ -116,11 +122,12 @@ def fleet(
         if triton.poll() is None:
             triton.thaw()
         poll(triton.ensure_running, 60, "Triton's restart")
-        for model in ("recorder", "solo"):
+        for model in MODELS:
             if model not in triton.ready_models():
                 triton.load(model)
         road.start().heal()
     poll(lambda: chosen.ready_servers() == 2, 60, "both servers")
+    poll(chosen.whole, 30, "both models on both servers")
     ready = f"{chosen.gateway.url}/healthz/ready"
     poll(lambda: httpx.get(ready, timeout=10).status_code == 200, 30, "readiness")
     yield chosen

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.live.faults.conftest import WAYS, Fleet
-from tests.live.faults.ledger import ClientLedger, eventually
+from tests.live.faults.ledger import ClientLedger, Entry, eventually
 from tests.live.faults.servers import RecordingTriton
 
 pytestmark = pytest.mark.live
@@ -145,7 +145,7 @@ async def test_a_request_in_hand_of_a_killed_server_is_502_and_not_repeated(flee
     books = ClientLedger(fleet)
     async with books.client() as client:
         asked = asyncio.create_task(books.ask(client, milliseconds=3000))
-        holder = await _holder(fleet, 1)
+        holder = await _holder(fleet, asked)
         holder.kill()
         entry = await asyncio.wait_for(asked, 2.5)
     await asyncio.to_thread(holder.revive, poll)
@@ -181,7 +181,7 @@ async def test_what_a_deadline_ends_is_not_executed_any_more(fleet: Fleet, poll:
     slow, hasty = ClientLedger(fleet, model=model), ClientLedger(fleet, model=model, timeout_s=0.4)
     async with slow.client() as client:
         long = asyncio.create_task(slow.ask(client, milliseconds=1500))
-        await _holder(fleet, 1)
+        await _holder(fleet, long)
         # recorder: they wait in the gateway's queue, but for the first; solo: in Triton's.
         late = await asyncio.gather(*(hasty.ask(client) for _ in range(6)))
         assert {entry.status for entry in late} == {504}
@@ -236,9 +236,10 @@ async def test_a_model_that_one_server_unloaded_is_served_by_the_other(fleet: Fl
     books.check(poll, {200, 503})
 
 
-async def _holder(fleet: Fleet, more: int) -> RecordingTriton:
-    """The Triton that executes the next request."""
+async def _holder(fleet: Fleet, asked: asyncio.Task[Entry]) -> RecordingTriton:
+    """The Triton that executes the request that ``asked`` is about to send."""
     before = [triton.executed().total() for triton in fleet.tritons]
-    found = lambda: [t for t, n in zip(fleet.tritons, before, strict=True) if t.executed().total() >= n + more]  # noqa: E731
-    await eventually(found)
+    found = lambda: [t for t, n in zip(fleet.tritons, before, strict=True) if t.executed().total() > n]  # noqa: E731
+    await eventually(lambda: found() or asked.done())
+    assert not asked.done(), asked.result()
     return found()[0]
