@@ -12,6 +12,7 @@ from gateway.ledger.daily import DailyCheck
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.null import NullLedger
 from gateway.ledger.prices import PICO
+from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics, Sample
 from gateway.tls import Tls
 from gateway.triton.coalescer import Coalescer
@@ -45,7 +46,7 @@ def export(
             "client_closed": counters.client_closed,
             "unknown": ledger.unknown,
             "metered": ledger.metered,
-            "dropped": counters.dropped,
+            "dropped": ledger.dropped,
         }
         return by("state", named)
 
@@ -71,6 +72,26 @@ def export(
         "tidegate_journal_spooled_bytes", "Of the usage journal: what is not in the database yet.",
         lambda: [({}, ledger.spooled_bytes)],
     )  # fmt: skip
+    watch(
+        "tidegate_journal_failures_total", "Writes and syncs of the usage journal that failed.",
+        lambda: [({}, ledger.journal_failures)], counter=True,
+    )  # fmt: skip
+    watch(
+        "tidegate_journal_damaged_total", "Damaged stretches found in usage journals.",
+        lambda: [({}, ledger.damaged)], counter=True,
+    )  # fmt: skip
+    watch(
+        "tidegate_ledger_rejected_total", "Usage records that the database refused, kept in a file.",
+        lambda: [({}, ledger.rejected)], counter=True,
+    )  # fmt: skip
+    watch(
+        "tidegate_ledger_refused_total", "Requests refused because their usage could not be recorded.",
+        lambda: [({}, counters.refused)], counter=True,
+    )  # fmt: skip
+    watch(
+        "tidegate_log_lines_lost_total", "Lines of the log that could not be written.",
+        lambda: [({}, logs.lost_lines())], counter=True,
+    )  # fmt: skip
     watch("tidegate_ledger_inflight", "Usage records that are reserved and not ended.", lambda: [({}, ledger.inflight)])
     watch(
         "tidegate_ledger_consistent", "1 while every accepted call is accounted for.", lambda: [({}, ledger.consistent)]
@@ -94,6 +115,10 @@ def export(
     watch(
         "tidegate_audit_unanchored", "Signed checkpoints of the audit that the anchor file lacks.",
         lambda: [({}, access.audit.unanchored)],
+    )  # fmt: skip
+    watch(
+        "tidegate_key_lookups_total", "Questions about credentials put to the database or the token verifier.",
+        lambda: [({}, access.authenticator.lookups)], counter=True,
     )  # fmt: skip
     watch(
         "tidegate_limit_refusals_total", "Requests refused, by the name of the limit.",

@@ -16,8 +16,6 @@ class Counters:
     client_closed: int = 0
     refused: int = 0
     """Calls turned away because they could not be recorded."""
-    dropped: int = 0
-    """Records lost: 0, always. A call that cannot be recorded is not answered."""
     tokens: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Of completed calls, by model."""
     pixels: dict[str, int] = field(default_factory=lambda: defaultdict(int))

@@ -46,7 +46,7 @@ class DailyCheck:
         day = today - dt.timedelta(days=1)
         if day == self.checked:
             return
-        async with self._store.read() as connection:
+        async with self._store.read(patient=True) as connection:
             wrong = await compare_day(connection, day)
         self.checked, self.wrong = day, len(wrong)
         if wrong:

@@ -213,12 +213,12 @@ class Flusher:
         return None
 
     def _reject(self, change: UsageRecord | Settlement, error: DBAPIError) -> None:
-        self.rejected += 1
-        log.error("ledger.rejected", usage_id=change.usage_id, error=type(error.orig).__name__)
         folder = self._root / DAMAGED
         folder.mkdir(mode=0o700, exist_ok=True)
         with (folder / "rejected.jsonl").open("ab") as file:
             file.write(msgspec.json.encode(msgspec.structs.asdict(change)) + b"\n")
+        self.rejected += 1  # not before it is kept: until then it is offered to the database again
+        log.error("ledger.rejected", usage_id=change.usage_id, error=type(error.orig).__name__)
 
     def _report(self, path: Path, damage: Sequence[Damage]) -> None:
         for stretch in damage:

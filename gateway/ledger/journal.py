@@ -183,12 +183,12 @@ class Journal:
     def _write_failed(self, error: OSError) -> None:
         """Take back a write that was cut short; where even that fails, give the segment up."""
         self.failures += 1
-        log.error("journal.write_failed", error=str(error))
         segment = self.segments[-1]
         try:
             os.ftruncate(segment.descriptor, segment.size)
         except OSError:
             self._break()
+        log.error("journal.write_failed", error=str(error))
 
     # --- sync: at most one task, which goes on until nothing waits for it
 
@@ -226,11 +226,11 @@ class Journal:
         except OSError as error:
             self._syncing, self._named = [], self._named or named
             self.failures += 1
-            log.error("journal.sync_failed", error=str(error))
             self._unsynced = batch + self._unsynced
             self._dirty = [*dirty, *(segment for segment in self._dirty if segment not in dirty)]
             self._break()
             _fail(waiting)
+            log.error("journal.sync_failed", error=str(error))
         else:
             self._syncing = []
             self.syncs += 1

@@ -12,7 +12,7 @@ import structlog
 import uuid_utils
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.errors import GatewayError, Unavailable
+from gateway.errors import ClientClosed, GatewayError, Unavailable
 from gateway.ledger import frames
 from gateway.ledger.counters import Counters
 from gateway.ledger.flusher import Flusher
@@ -59,13 +59,15 @@ class Ledger:
         *,
         max_batch: Callable[[str], int] = lambda _model: 1,
         interval_s: float = 1.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """``max_batch`` tells the largest batch of a model."""
+        """``max_batch`` tells the largest batch of a model, ``clock`` the seconds since the epoch."""
         self.gateway_id = f"{_host()}-{uuid_utils.uuid7()}"
         self._settings = settings
         self._store = store
         self._statistics = statistics
         self._interval_s = interval_s
+        self._clock = clock
         self._settler = Settler(prices, max_batch)
         self.counters = Counters(
             cost_pico_usd=self._settler.cost_pico_usd, billed_pico_usd=self._settler.billed_pico_usd
@@ -140,7 +142,7 @@ class Ledger:
 
         Raises :class:`Unavailable` if that cannot be made durable; the call must not be forwarded then.
         """
-        record = reserved(call)
+        record = reserved(call, self._clock())
         try:
             if self._journal.full or self._owed:
                 raise Unavailable("Too much usage waits to be recorded.", retry_after_s=1.0)
@@ -150,10 +152,15 @@ class Ledger:
             raise
         self.counters.accepted += 1
         self._inflight[call.usage_id] = record
+        if self._sync_each:
+            await self._reservation_synced(call)
 
-    async def finish(self, call: Call, state: End, status: int, error: str | None = None) -> None:
+    async def finish(
+        self, call: Call, state: End, status: int, error: str | None = None, *, delivered: bool = False
+    ) -> None:
         """Record how ``call`` ended, before it is answered; a call that is not in flight is left alone.
 
+        ``delivered``: the client closed when a part of its answer had left already. It is billed by estimate.
         Raises :class:`Unavailable` if that cannot be made durable. The call must not be answered with
         its result then; it counts as failed and is not billed.
         """
@@ -161,7 +168,7 @@ class Ledger:
         if record is None:
             return
         end(record, call, state, status, error)
-        if state == "completed":
+        if state == "completed" or delivered:
             record.compute_ns = call.estimated_compute_ns
             self._settler.estimated(record).preview(record)
         taken = False
@@ -173,12 +180,16 @@ class Ledger:
         except Unavailable:
             self._withhold(record, taken=taken)
             raise
+        except asyncio.CancelledError:  # nobody waits for it any more; the journal has it, and makes it durable
+            self._count(record)
+            raise
         self._count(record)
 
     def estimate(self, model: str, units: Units, elapsed_ns: int = 0) -> tuple[int, float]:
         """Compute time in ns and bill in USD to expect for ``units``.
 
-        A model never measured is taken to compute for ``elapsed_ns``, the time that its inference took.
+        ``elapsed_ns``, unless 0, is the time that the call's inferences took: the most that is expected, and what a
+        model never measured is taken to compute.
         """
         compute_ns, billed = self._settler.estimate(model, units, elapsed_ns)
         return compute_ns, billed / PICO
@@ -209,6 +220,16 @@ class Ledger:
     def damaged(self) -> int:
         """Damaged stretches found in journals."""
         return self._flusher.damaged
+
+    @property
+    def dropped(self) -> int:
+        """What was recorded and is not in the database for all that: rejected records, damaged stretches. 0, always."""
+        return self.rejected + self.damaged
+
+    @property
+    def journal_failures(self) -> int:
+        """Writes and syncs of the journal that failed."""
+        return self._journal.failures
 
     @property
     def unsettled(self) -> int:
@@ -256,6 +277,25 @@ class Ledger:
 
     # --- ends
 
+    async def _reservation_synced(self, call: Call) -> None:
+        """Wait until the reservation is durable; a call that is not forwarded after all ends here."""
+        try:
+            await self._journal.synced()
+        except Unavailable as error:
+            self.counters.refused += 1
+            self._end_unforwarded(call, "failed", error)
+            raise
+        except asyncio.CancelledError:
+            self._end_unforwarded(call, "client_closed", ClientClosed)
+            raise
+
+    def _end_unforwarded(self, call: Call, state: End, error: GatewayError | type[GatewayError]) -> None:
+        record = self._inflight.pop(call.usage_id)
+        end(record, call, state, error.status, error.code)
+        self._count(record)
+        self._owed.append((frames.RECORD, record))
+        self._pay()
+
     def _count(self, record: UsageRecord) -> None:
         counters = self.counters
         if record.state == "completed":
@@ -267,6 +307,7 @@ class Ledger:
             counters.failed += 1
         else:
             counters.client_closed += 1
+            self._settler.left(record)
 
     def _withhold(self, record: UsageRecord, *, taken: bool) -> None:
         """Keep what is to be written of a call whose end is not durable, so that it is not answered.
@@ -316,7 +357,7 @@ class Ledger:
                 self._next_orphans = now + _ORPHANS_EVERY_S
             if now >= self._next_reap:
                 age_s = self._settings.max_timeout_s + _REAP_MARGIN_S
-                await self._flusher.reap(int((time.time() - age_s) * 1e6))
+                await self._flusher.reap(int((self._clock() - age_s) * 1e6))
                 self._next_reap = now + _REAP_EVERY_S
         except _DATABASE_ERRORS as error:
             self._settler.balance.interrupt()

@@ -11,7 +11,8 @@ class NullLedger:
     """Stands where a :class:`~gateway.ledger.ledger.Ledger` stands, and only counts."""
 
     enabled = False
-    metered = unknown = rejected = damaged = unsettled = journal_bytes = spooled_bytes = 0
+    metered = unknown = rejected = damaged = dropped = unsettled = 0
+    journal_bytes = journal_failures = spooled_bytes = 0
     available = True
 
     def __init__(self) -> None:
@@ -30,7 +31,15 @@ class NullLedger:
         self.counters.accepted += 1
         self._inflight.add(call.usage_id)
 
-    async def finish(self, call: Call, state: End, status: int, error: str | None = None) -> None:  # noqa: ARG002
+    async def finish(
+        self,
+        call: Call,
+        state: End,
+        status: int,  # noqa: ARG002
+        error: str | None = None,  # noqa: ARG002
+        *,
+        delivered: bool = False,  # noqa: ARG002
+    ) -> None:
         """Count how the call ended."""
         if call.usage_id not in self._inflight:
             return

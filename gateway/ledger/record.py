@@ -13,8 +13,11 @@ End = Literal["completed", "failed", "client_closed"]
 """How a call may end while the gateway lives; a restart adds ``unknown``."""
 
 
-def reserved(call: Call) -> UsageRecord:
-    """The record of a call that is about to be forwarded. ``ValueError`` before authentication or model choice."""
+def reserved(call: Call, now: float) -> UsageRecord:
+    """The record of a call that is about to be forwarded, ``now`` in seconds since the epoch.
+
+    ``ValueError`` before authentication or model choice.
+    """
     principal, units = call.principal, call.units
     if principal is None or not call.model:
         raise ValueError("a call is recorded once its principal and its model are known")
@@ -31,7 +34,7 @@ def reserved(call: Call) -> UsageRecord:
         model=call.model,
         request_id=_clean(call.request_id, 128),
         idempotency_key=None if call.idempotency_key is None else _clean(call.idempotency_key, 255),
-        received_at=(time.time_ns() - age_ns) // 1000,
+        received_at=int(now * 1e6) - age_ns // 1000,
         tokens=units.tokens,
         pixels=units.pixels,
         rows=units.rows,

@@ -115,9 +115,19 @@ class Settler:
             model = self._models[record.model] = _Model()
         model.pending.append((self._reading, record))
 
+    def left(self, record: UsageRecord) -> None:
+        """Take a record whose client closed; what it owes (for a part that was delivered) is final."""
+        self.cost_pico_usd[record.model] += record.cost_pico_usd
+        self.billed_pico_usd[record.model] += record.billed_pico_usd
+
     def estimate(self, model: str, units: Units, elapsed_ns: int = 0) -> tuple[int, int]:
-        """Compute time (ns) and bill (10⁻¹² USD) to expect; ``elapsed_ns`` for a model never measured."""
-        compute_ns = round(self._expected(model, units.tokens, units.pixels, units.rows)) or elapsed_ns
+        """Compute time (ns) and bill (10⁻¹² USD) to expect.
+
+        ``elapsed_ns``, unless 0, is how long the call's inferences took: no more than that, and that where the model
+        was never measured.
+        """
+        expected = round(self._expected(model, units.tokens, units.pixels, units.rows))
+        compute_ns = min(expected, elapsed_ns) if expected and elapsed_ns else expected or elapsed_ns
         cost = self._prices.cost(model, compute_ns)
         billed = self._prices.billed(model, tokens=units.tokens, pixels=units.pixels, rows=units.rows, cost=cost)
         return compute_ns, billed

@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from gateway.errors import Unavailable
 from gateway.settings import Settings
@@ -36,6 +37,9 @@ _NEVER = ("28", "3D")
 _AWAY = ("08", "25006", "40", "53", "55P03", "57", "58")
 """SQLSTATEs of a server that cannot take it now: gone, read-only, deadlocked, full, shutting down, its disk ill."""
 _RETRY_S = 1.0
+_STATEMENT_S = 15.0
+"""What a gateway waits for one answer of PostgreSQL: a network that lost its way back says nothing for many minutes."""
+_CONNECT: dict[str, Any] = {"timeout": 5, "server_settings": {"application_name": "tidegate", "jit": "off"}}
 _preparing: ContextVar[bool] = ContextVar("_preparing", default=False)
 """Set in the task that opens a store: it alone gets through before the store is open."""
 
@@ -51,8 +55,10 @@ class StoreError(Exception):
 class Store:
     """Where keys, budgets, audit and usage live. Make one with :meth:`open`."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, patient: AsyncEngine | None = None) -> None:
+        """``patient`` is for what may take its time; None: ``engine`` is."""
         self.engine = engine
+        self._patient = patient or engine
         self.kind: Literal["sqlite", "postgresql"] = "sqlite" if engine.dialect.name == "sqlite" else "postgresql"
         self.problem: str | None = None
         """Why the store is not open, for the operator; None: it is."""
@@ -65,20 +71,25 @@ class Store:
         """Connect and bring the schema up to date; several gateways may do so at once.
 
         Raises :class:`StoreError` when the database cannot be reached or its schema is newer than
-        this program. With ``wait``, a server that does not answer is no error: the store opens when it
-        does, and until then everything raises ``Unavailable``.
+        this program. With ``wait``, as a gateway needs it, a server that does not answer is no error: the
+        store opens when it does, and until then everything raises ``Unavailable``, as does a statement that
+        is not answered within 15 seconds.
         """
         url = database_url(settings)
         try:
             if url.get_backend_name() == "sqlite":
                 _prepare_sqlite_file(url)
-            store = cls(_engine(url))
+                store = cls(_sqlite(url))
+            elif wait:
+                store = cls(_postgresql(url, command_timeout=_STATEMENT_S), _patient(url))
+            else:
+                store = cls(_postgresql(url))
         except (OSError, ArgumentError) as error:
             raise StoreError(f"the store at {url.render_as_string(hide_password=True)}: {error}") from error
         try:
+            await store._select_one()  # first: unlike a migration it does not wait for long
             if migrate:
                 await store.migrate()
-            await store._select_one()
         except (_SchemaError, DBAPIError, Unavailable, *_UNREACHABLE) as error:
             cause = error.__cause__ if isinstance(error, Unavailable) else error
             if not (wait and store.kind == "postgresql" and _may_pass(cause)):
@@ -95,6 +106,7 @@ class Store:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._opening
         await self.engine.dispose()
+        await self._patient.dispose()
 
     async def when_open(self, prepare: Callable[[], Awaitable[object]]) -> None:
         """Run ``prepare`` before anybody else reads or writes: now, or when a store that waits opens.
@@ -123,6 +135,7 @@ class Store:
         while True:
             await asyncio.sleep(_RETRY_S)
             try:
+                await self._select_one()
                 await self.migrate()
                 for prepare in self._prepare:
                     await prepare()
@@ -150,11 +163,14 @@ class Store:
             await connection.execute(sa.text("SELECT 1"))
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection to read from. An unreachable database raises ``Unavailable``."""
+    async def read(self, *, patient: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A connection to read from. An unreachable database raises ``Unavailable``.
+
+        ``patient``: for statements that may take minutes.
+        """
         self._check_open()
         try:
-            async with self.engine.connect() as connection:
+            async with (self._patient if patient else self.engine).connect() as connection:
                 yield connection
         except (DBAPIError, *_UNREACHABLE) as error:
             if not _is_away(error):
@@ -205,7 +221,7 @@ class Store:
             await self._run_migrations(revision)
 
     async def _run_migrations(self, revision: str) -> None:
-        async with self.engine.connect() as connection:
+        async with self._patient.connect() as connection:
             await connection.execution_options(tidegate_write=True)
             async with connection.begin():
                 await self.lock(connection, _MIGRATION_LOCK)
@@ -227,17 +243,24 @@ def database_url(settings: Settings) -> URL:
     return url.set(drivername=drivers[backend])
 
 
-def _engine(url: URL) -> AsyncEngine:
-    if url.get_backend_name() == "postgresql":
-        return create_async_engine(
-            url,
-            pool_size=8,
-            max_overflow=8,
-            pool_timeout=5,
-            pool_pre_ping=True,  # a restarted server costs no failed request
-            hide_parameters=True,  # statements in error texts carry no values
-            connect_args={"timeout": 5, "server_settings": {"application_name": "tidegate", "jit": "off"}},
-        )
+def _postgresql(url: URL, **connect: Any) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_size=8,
+        max_overflow=8,
+        pool_timeout=5,
+        pool_pre_ping=True,  # a restarted server costs no failed request
+        hide_parameters=True,  # statements in error texts carry no values
+        connect_args=_CONNECT | connect,
+    )
+
+
+def _patient(url: URL) -> AsyncEngine:
+    """Connections that wait for answers as long as they take; made when needed."""
+    return create_async_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=_CONNECT)
+
+
+def _sqlite(url: URL) -> AsyncEngine:
     engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": 10, "cached_statements": 32})
     logging.getLogger("aiosqlite").setLevel(logging.WARNING)  # at DEBUG it writes the values of statements
     event.listen(engine.sync_engine, "connect", _configure_sqlite)

@@ -150,6 +150,21 @@ budget_leases = Table(
     Column("window", String(10), primary_key=True),
     Column("leased_pico_usd", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False, index=True),
+    # How often its gateway has written it: tells whether a commit without an answer took place.
+    Column("writes", BigInteger, nullable=False, server_default="0"),
+)
+
+budget_recounts = Table(
+    "budget_recounts",
+    metadata,
+    # Leases that expired, counted as spent as a whole until the ledger's records correct that.
+    Column("recount_id", String(36), primary_key=True),
+    Column("level", String(16), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("period", String(8), nullable=False),
+    Column("window", String(10), nullable=False),
+    Column("amount_pico_usd", BigInteger, nullable=False),
+    Column("due_at", BigInteger, nullable=False, index=True),
 )
 
 # --- what was done to keys, budgets, models: insert-only (triggers in the migration hold it)
@@ -211,7 +226,7 @@ usage_records = Table(
     Column("cache_hits", BigInteger, nullable=False),
     # Pico-USD (10⁻¹²): a small inference costs less than a pico-USD.
     Column("cost_pico_usd", BigInteger, nullable=False),  # of the compute time
-    Column("billed_pico_usd", BigInteger, nullable=False),  # 0 for test keys and for all but completed calls
+    Column("billed_pico_usd", BigInteger, nullable=False),  # 0 for test keys and where nothing was delivered
     Column("basis", String(16), nullable=False),  # none, estimate, measured
     Column("settled", Boolean, nullable=False),
     Column("prices_version", String(64), nullable=False),

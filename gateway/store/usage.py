@@ -63,7 +63,7 @@ class UsageRecord(msgspec.Struct, array_like=True):
     cost_pico_usd: int = 0
     """What the compute time cost."""
     billed_pico_usd: int = 0
-    """What the project owes: 0 for test keys and for all but completed calls."""
+    """What the project owes: 0 for test keys, and for calls that neither completed nor delivered a part."""
     basis: Basis = "none"
     settled: bool = False
     """Whether the cost is final."""

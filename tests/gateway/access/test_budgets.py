@@ -17,6 +17,7 @@ from gateway.settings import Settings
 from gateway.store.database import Store
 from gateway.store.tables import budget_leases, budget_windows, usage_daily
 from tests.gateway.access.support import make_principal, statements
+from tests.gateway.ledger.proxies import LosesCommits, before
 
 DAY = 86_400
 
@@ -185,6 +186,40 @@ async def test_a_budget_raised_counts_at_once(budgets, set_budget):
     assert len((await reserve_many(budgets, 1, 1.0))[0]) == 1
 
 
+async def test_a_budget_lowered_counts_at_once(budgets, make_budgets, set_budget, store):
+    await set_budget(6400.0)
+    for gateway in (budgets, make_budgets("other")):
+        gateway.settle(await gateway.reserve(make_principal(), 1.0), 1.0)  # each has leased a hundred
+    await set_budget(1.0)
+    assert await reserve_many(budgets, 100, 1.0) == ([], {BudgetExceeded: 100})
+    await gateway.flush()  # nobody asks for anything there
+    await budgets.flush()
+    assert await standing(store) == {("project", "web", "2026-11-23"): (2 * PICO, 0)}
+
+
+async def test_what_is_in_flight_when_a_budget_is_lowered_is_not_spent_again(budgets, set_budget, store):
+    await set_budget(6400.0)
+    passed, _ = await reserve_many(budgets, 99, 1.0)
+    await set_budget(10.0)
+    for reservation in passed:
+        budgets.settle(reservation, 0.01)
+    assert len((await reserve_many(budgets, 100, 1.0))[0]) == 9
+    await set_budget(12.0)
+    assert len((await reserve_many(budgets, 100, 1.0))[0]) == 2
+    await budgets.flush()
+    spent, leased = (await standing(store))["project", "web", "2026-11-23"]
+    assert (spent, spent + leased <= 12 * PICO) == (99 * PICO // 100, True)
+
+
+async def test_what_a_request_cost_beyond_its_estimate_is_hidden_from_no_gateway(make_budgets, set_budget, store):
+    await set_budget(1.0)
+    one, two = make_budgets("one"), make_budgets("two")
+    one.settle(await one.reserve(make_principal(), 0.1), 0.95)
+    await one.flush()
+    assert await standing(store) == {("project", "web", "2026-11-23"): (95 * PICO // 100, 0)}
+    assert (await reserve_many(two, 1, 0.1))[0] == []
+
+
 async def test_idle_leases_are_given_back(budgets, make_budgets, set_budget, store):
     await set_budget(64.0)
     reservation = await budgets.reserve(make_principal(), 0.5)
@@ -219,6 +254,88 @@ async def test_a_gateway_that_died_has_spent_its_lease_until_the_ledger_knows(
     await alive.flush()
     assert (await standing(store))["project", "web", "2026-11-23"] == (3 * PICO, 0)
     assert len((await reserve_many(alive, 1, 7.0))[0]) == 1
+
+
+async def test_a_lost_lease_is_recounted_by_whoever_is_there(make_budgets, set_budget, store, clock, wall):
+    await set_budget(10.0)
+    dead, alive = make_budgets("dead"), make_budgets("alive")
+    await dead.reserve(make_principal(), 4.0)
+    wall.forward(61)
+    await alive.flush()  # and is restarted
+    successor = make_budgets("successor")
+    await successor.flush()
+    assert (await standing(store))["project", "web", "2026-11-23"] == (4 * PICO, 0)
+    wall.forward(61)
+    for _ in range(2):
+        await successor.flush()
+    assert (await standing(store))["project", "web", "2026-11-23"] == (0, 0)
+
+
+async def test_yesterdays_lost_lease_leaves_todays_alone(make_budgets, set_budget, store, clock, wall):
+    await set_budget(10.0)
+    slow, other = make_budgets("slow"), make_budgets("other")
+    await slow.reserve(make_principal(), 4.0)
+    wall.forward(DAY)
+    await other.flush()
+    await slow.reserve(make_principal(), 4.0)
+    await slow.flush()
+    assert (await standing(store))["project", "web", "2026-11-23"] == (4 * PICO, 0)
+    assert (await standing(store))["project", "web", "2026-11-24"] == (0, 4 * PICO)
+    assert len((await reserve_many(slow, 10, 1.0))[0]) == 6
+    await slow.stop()
+    assert (await standing(store))["project", "web", "2026-11-24"] == (0, 10 * PICO)  # all of it is in flight
+
+
+async def test_a_write_that_is_cancelled_anywhere_is_made_once(budgets, set_budget, store):
+    await set_budget(100.0)
+    spent = 0
+    for steps in range(60):
+        amount = 1 + steps % 7
+        reservation = await budgets.reserve(make_principal(), amount / 100)
+        budgets.settle(reservation, amount / 100)
+        spent += amount
+        writing = asyncio.ensure_future(budgets.flush(give_back=steps % 3 == 0))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+    await budgets.stop()
+    assert await standing(store) == {("project", "web", "2026-11-23"): (spent * PICO // 100, 0)}
+
+
+@pytest.mark.database
+async def test_a_write_whose_commit_is_not_known_is_made_once(tmp_path, postgresql, clock, wall):
+    proxy = LosesCommits()
+    async with before(postgresql, tmp_path, proxy, postgresql.create_database()) as url:
+        settings = Settings(data_dir=tmp_path, database_url=url)
+        store = await Store.open(settings)
+        audit = Audit(store, settings)
+        await Keys(store, audit, settings).ensure_project("web", "acme")
+        policies = Policies(store, audit)
+        await policies.set_budget(Budget("project", "web", "day", 64 * PICO))
+        budgets = Budgets(store, policies, "gateway", clock=clock, wall_clock=wall)
+
+        async def with_a_commit_lost(work):
+            proxy.losses += 1
+            with pytest.raises(Unavailable):
+                await work
+            assert proxy.lost == proxy.losses
+
+        try:
+            await with_a_commit_lost(budgets.reserve(make_principal(), 0.25))  # it has leased a dollar all the same
+            reservation = await budgets.reserve(make_principal(), 0.25)
+            assert (await standing(store))["project", "web", "2026-11-23"] == (0, PICO)
+            budgets.settle(reservation, 0.25)
+            await with_a_commit_lost(budgets.flush())
+            assert (await standing(store))["project", "web", "2026-11-23"] == (PICO // 4, 3 * PICO // 4)
+            await with_a_commit_lost(budgets.flush(give_back=True))
+            await budgets.flush(give_back=True)
+            assert (await standing(store))["project", "web", "2026-11-23"] == (PICO // 4, 0)
+            budgets.settle(await budgets.reserve(make_principal(), 0.25), 0.25)
+            await budgets.stop()
+            assert (await standing(store))["project", "web", "2026-11-23"] == (PICO // 2, 0)
+        finally:
+            await store.close()
 
 
 async def test_a_gateway_that_stood_still_too_long_starts_anew(make_budgets, set_budget, store, clock, wall):

@@ -11,7 +11,9 @@ from typing import Any
 import uuid_utils
 from sqlalchemy import text
 
+from gateway.ledger.ledger import Ledger
 from gateway.ledger.prices import PriceList, Prices
+from gateway.ledger.record import End
 from gateway.settings import Settings
 from gateway.store.database import Store
 from gateway.store.usage import UsageRecord
@@ -111,6 +113,25 @@ class CountingTriton:
 
     async def statistics(self) -> list[ModelStatistics]:
         return self.read()
+
+
+async def serve(
+    ledger: Ledger, state: End = "completed", status: int = 200, error: str | None = None, **values: Any
+) -> Call:
+    """A call from its reservation to its end; ``values`` as :func:`make_call` takes them."""
+    call = make_call(**values)
+    await ledger.reserve(call)
+    await ledger.finish(call, state, status, error)
+    return call
+
+
+def abandon(ledger: Ledger) -> None:
+    """Leave everything as ``kill -9`` would: no sync, no flush, the lock gone with the process."""
+    for task in ledger._tasks:
+        task.cancel()
+    ledger._tasks = []
+    ledger._journal._thread.shutdown()
+    ledger._folder.close()
 
 
 async def fetch(store: Store, query: str, **values: Any) -> list[Any]:

@@ -1,9 +1,11 @@
 import asyncio
+import errno
 import os
 import resource
 import stat
 
 import pytest
+import structlog
 
 from gateway.errors import Unavailable
 from gateway.ledger.frames import Damage, Frame, scan
@@ -151,6 +153,35 @@ async def test_a_full_disk_refuses_and_recovers_by_itself(make_journal, tmp_path
     journal.append(1, "after")
     frames, _ = written(tmp_path)
     assert [frame[1:] for frame in frames] == [b"before", b"before", b"after"]
+
+
+@pytest.fixture
+def failing_log():
+    """A log on the disk that is full."""
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    structlog.configure(processors=[fail])
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("failing_log")
+async def test_a_log_that_fails_too_leaves_no_half_frame_and_no_journal_that_looks_well(
+    make_journal, tmp_path, limit_file_size
+):
+    journal = make_journal()
+    journal.append(1, "a" * 500)
+    limit_file_size(800)
+    with pytest.raises(OSError, match="space"):
+        journal.append(1, "b" * 500)
+    assert written(tmp_path)[1] == []
+    limit_file_size(None)
+    replace_file(journal, "/dev/full", os.O_WRONLY)
+    with pytest.raises(OSError, match="space"):
+        journal.append(1, "c")
+    assert journal.broken
 
 
 async def test_after_a_failed_sync_nothing_is_acknowledged_until_it_is_durable_elsewhere(make_journal, tmp_path):

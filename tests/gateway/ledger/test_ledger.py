@@ -16,22 +16,17 @@ from gateway.store.usage_daily import rebuild_daily
 from gateway.types import Units
 from tests.gateway.ledger.support import (
     CountingTriton,
+    abandon,
     fetch,
     make_call,
     make_prices,
     make_principal,
     make_settings,
+    serve,
     until,
 )
 
 STATES = "SELECT state, count(*) FROM usage_records GROUP BY state ORDER BY state"
-
-
-async def serve(ledger, state="completed", status=200, error=None, **values):
-    call = make_call(**values)
-    await ledger.reserve(call)
-    await ledger.finish(call, state, status, error)
-    return call
 
 
 async def row(store, call):
@@ -43,15 +38,6 @@ async def row(store, call):
 def journals(settings):
     root = settings.data_dir / "journal"
     return sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-
-
-def abandon(ledger):
-    """Leave everything as ``kill -9`` would: no sync, no flush, the lock gone with the process."""
-    for task in ledger._tasks:
-        task.cancel()
-    ledger._tasks = []
-    ledger._journal._thread.shutdown()
-    ledger._folder.close()
 
 
 async def test_from_call_to_row(make_ledger, store, triton):
@@ -110,6 +96,21 @@ async def test_what_did_not_complete_is_recorded_and_not_billed(make_ledger, sto
     assert found["settled"]
 
 
+async def test_a_client_that_left_when_a_part_was_delivered_owes_the_estimate(make_ledger, store):
+    ledger = await make_ledger()
+    call = make_call(tokens=9)
+    await ledger.reserve(call)
+    call.estimated_compute_ns = 1000
+    await ledger.finish(call, "client_closed", 499, "client_closed", delivered=True)
+    assert ledger.consistent
+    assert (ledger.unsettled, ledger.counters.billed_pico_usd) == (0, {"sentiment": 100})
+    await ledger.stop()
+    found = await row(store, call)
+    assert (found["state"], found["status"], found["tokens"]) == ("client_closed", 499, 9)
+    assert (found["billed_pico_usd"], found["basis"], bool(found["settled"])) == (100, "estimate", True)
+    assert await fetch(store, "SELECT sum(billed_pico_usd) FROM usage_daily") == [(100,)]
+
+
 async def test_test_keys_are_metered_and_owe_nothing(make_ledger, store, triton):
     ledger = await make_ledger()
     call = await serve(ledger, tokens=4, principal=make_principal(test=True))
@@ -130,7 +131,7 @@ async def test_accepted_is_always_the_sum_of_what_became_of_it(make_ledger):
         assert ledger.consistent
     counters = ledger.counters
     assert (counters.accepted, counters.completed, counters.failed, counters.client_closed) == (7, 2, 1, 1)
-    assert (ledger.inflight, counters.dropped) == (3, 0)
+    assert (ledger.inflight, ledger.dropped) == (3, 0)
 
 
 async def test_finishing_twice_counts_once(make_ledger, store):
@@ -264,7 +265,7 @@ async def test_a_torn_tail_and_a_corrupt_middle_cost_what_they_hit_and_are_repor
     assert [(await row(store, call))["state"] for call in calls] == [
         "completed", "completed", "unknown", "completed", "completed",
     ]  # fmt: skip
-    assert ledger.damaged == 2
+    assert (ledger.damaged, ledger.dropped) == (2, 2)
     (kept,) = (settings.data_dir / "journal" / DAMAGED).iterdir()
     assert kept.name == f"{dead.gateway_id}-{path.name}"
 
@@ -281,7 +282,7 @@ async def test_too_full_a_journal_refuses_new_calls_and_lets_those_in_flight_end
     assert not ledger.available
     await ledger.finish(in_flight, "completed", 200)
     counters = ledger.counters
-    assert (counters.refused, counters.dropped) == (1, 0)
+    assert (counters.refused, ledger.dropped) == (1, 0)
     await ledger.flush()
     assert ledger.available
     await serve(ledger)
@@ -350,6 +351,59 @@ async def test_a_failed_sync_withholds_the_answer_and_the_bill(make_ledger, stor
     os.close(writer)
 
 
+async def test_with_each_answer_synced_so_is_each_reservation(make_ledger, store):
+    ledger = await make_ledger(journal_sync_ms=0.0, interval_s=0.02)
+    call = make_call()
+    syncs = ledger._journal.syncs
+    await ledger.reserve(call)
+    assert ledger._journal.syncs == syncs + 1
+    await ledger.finish(call, "completed", 200)
+    reader, writer = os.pipe()
+    os.dup2(writer, ledger._journal.segments[-1].descriptor)  # takes writes, cannot be synced
+    refused = make_call()
+    with pytest.raises(Unavailable):
+        await ledger.reserve(refused)
+    assert ledger.consistent
+    assert (ledger.inflight, ledger.counters.refused) == (0, 1)
+    await until(lambda: ledger.available)
+    await ledger.stop()
+    assert await fetch(store, STATES) == [("completed", 1), ("failed", 1)]
+    assert (await row(store, refused))["billed_pico_usd"] == 0
+    os.close(reader)
+    os.close(writer)
+
+
+async def cancel_while_it_waits_for_the_disk(waiting):
+    task = asyncio.ensure_future(waiting)
+    await asyncio.sleep(0)  # it has written, and waits
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_call_cancelled_while_its_end_is_synced_is_counted_and_billed(make_ledger, store, triton):
+    ledger = await make_ledger(journal_sync_ms=0.0)
+    call = make_call()
+    await ledger.reserve(call)
+    await cancel_while_it_waits_for_the_disk(ledger.finish(call, "completed", 200))
+    assert ledger.consistent
+    assert ledger.unsettled == 1
+    triton.infer("sentiment", 1, compute_ns=1000)
+    await ledger.stop()
+    found = await row(store, call)
+    assert (found["state"], found["billed_pico_usd"], found["settled"]) == ("completed", 100, True)
+
+
+async def test_a_call_cancelled_while_its_begin_is_synced_was_given_up(make_ledger, store):
+    ledger = await make_ledger(journal_sync_ms=0.0)
+    call = make_call()
+    await cancel_while_it_waits_for_the_disk(ledger.reserve(call))
+    assert ledger.consistent
+    assert ledger.inflight == 0
+    await ledger.stop()
+    assert (await row(store, call))["state"] == "client_closed"
+
+
 async def test_an_intact_frame_of_another_program_is_set_aside(make_ledger, store, settings):
     ledger = await make_ledger()
     await serve(ledger)
@@ -390,7 +444,7 @@ async def test_a_record_that_no_database_takes_holds_up_no_other(make_ledger, st
     calls += [await serve(ledger) for _ in range(5)]
     await ledger.flush()
     assert await fetch(store, STATES) == [("completed", 10)]
-    assert ledger.rejected == 1
+    assert (ledger.rejected, ledger.dropped) == (1, 1)
     assert refused.usage_id in (settings.data_dir / "journal" / DAMAGED / "rejected.jsonl").read_text()
 
 

@@ -130,6 +130,7 @@ def test_what_a_server_did_before_it_was_met_is_not_charged_but_tells_the_pace()
     books.complete(rows=1)
     assert books.read() == []
     assert books.settler.estimate("sentiment", Units(rows=3))[0] == 15_000
+    assert books.settler.estimate("sentiment", Units(rows=3), 9_000)[0] == 9_000  # it cannot have taken longer
 
 
 def test_servers_and_versions_are_summed():

@@ -10,13 +10,22 @@ import pytest
 
 from gateway.access import keyformat
 from gateway.access.audit import Audit
+from gateway.access.budgets import Budgets
 from gateway.access.key import KeySpec
 from gateway.access.keys import Keys
 from gateway.access.pepper import PepperError
+from gateway.access.policy import PICO, Budget, Policies
+from gateway.ledger.ledger import Ledger
 from gateway.settings import Settings
 from gateway.store.database import Store
 from gateway.store.files import private_directory
+from gateway.store.usage_daily import rebuild_daily
+from tests.gateway.access.support import Clock
 from tests.gateway.ledger.postgres import programs
+from tests.gateway.ledger.support import CountingTriton, fetch, make_prices, make_principal, serve
+
+NOON = 1795435200.0
+"""2026-11-23 12:00 UTC."""
 
 
 async def open_keys(settings):
@@ -84,6 +93,57 @@ async def test_a_backup_put_back_works_and_tells_what_is_missing(settings, reque
         assert (await audit.verify()).whole
         await keys.revoke(before.key.key_id)
         assert (await audit.verify()).whole
+    finally:
+        await store.close()
+
+
+async def test_a_backup_taken_in_service_holds_usage_and_budgets_that_agree(
+    settings, request, require_program, tmp_path
+):
+    server = request.getfixturevalue("postgresql") if settings.database_url else None
+    folder_of_programs = programs(require_program) if settings.database_url else None
+    store, audit, keys = await open_keys(settings)
+    await keys.ensure_project("web", "acme")
+    policies = Policies(store, audit)
+    await policies.set_budget(Budget("project", "web", "day", 64 * PICO))
+    wall = Clock(NOON)
+    ledger = Ledger(settings, store, make_prices(m={"per_request": 0.25}), CountingTriton().statistics, clock=wall)
+    budgets = Budgets(store, policies, "gateway", wall_clock=wall)
+    await ledger.start()
+    principal = make_principal("web")
+
+    async def paid() -> None:
+        reservation = await budgets.reserve(principal, 0.25)
+        await serve(ledger, model="m", principal=principal)
+        budgets.settle(reservation, 0.25)
+
+    for _ in range(10):
+        await paid()
+    await ledger.flush()
+    await budgets.flush()
+    await paid()  # in the journal, and spent of a lease
+    copy = back_up(settings, tmp_path, server, folder_of_programs)
+    for _ in range(10):
+        await paid()
+    await ledger.stop()
+    await budgets.stop()
+    await store.close()
+
+    restored = restore(copy, tmp_path / "restored", server, folder_of_programs)
+    store = await Store.open(restored)
+    try:
+        assert await fetch(store, "SELECT state, count(*) FROM usage_records GROUP BY state") == [("completed", 10)]
+        async with store.write() as connection:
+            assert await rebuild_daily(connection) == []
+        policies = Policies(store, audit)
+        survivor = Budgets(store, policies, "another", wall_clock=wall)
+        (state,) = await survivor.states()
+        assert (state.spent_pico_usd, state.leased_pico_usd) == (10 * PICO // 4, PICO // 2)
+        for _ in range(2):  # the lease of a gateway that is no more: spent, and then what the records say
+            wall.forward(61)
+            await survivor.flush()
+        (state,) = await survivor.states()
+        assert (state.spent_pico_usd, state.leased_pico_usd) == (10 * PICO // 4, 0)
     finally:
         await store.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import socket
@@ -34,6 +35,21 @@ def status(gateway: GatewayProcess, path: str) -> int:
 
 def infer(gateway: GatewayProcess, **headers: str) -> httpx.Response:
     return httpx.post(gateway.url + INFER, json=BODY, headers=gateway.headers | headers, timeout=20)
+
+
+def metric(gateway: GatewayProcess, name: str) -> float:
+    """A sample of its exposition, by name and labels as they stand there."""
+    text = httpx.get(gateway.metrics_url, timeout=20).text
+    (value,) = re.findall(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    return float(value)
+
+
+def fill(ballast: Path) -> None:
+    """Take all the room there is on the disk of ``ballast``."""
+    for mode, size in (("wb", 65536), ("ab", 512)):
+        with ballast.open(mode, buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(size))
 
 
 @pytest.fixture
@@ -214,17 +230,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_refuses_and_recovers_by_itself(make: Make, small_disk: Path, poll: Callable[..., None]) -> None:
-    gateway = make(data_dir=str(small_disk / "data")).bootstrap().start()
+@pytest.mark.parametrize("log_there", [False, True], ids=["log elsewhere", "log on it"])
+def test_a_full_disk_refuses_and_recovers_by_itself(
+    make: Make, small_disk: Path, poll: Callable[..., None], log_there: bool
+) -> None:
+    gateway = make(data_dir=str(small_disk / "data")).bootstrap()
+    if log_there:
+        gateway.log_file = small_disk / "gateway.log"
+    gateway.start()
     poll(lambda: status(gateway, "/healthz/ready") == 200, 30, "readiness")
     served = [infer(gateway) for _ in range(20)]
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(65536))
-    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(512))
+    fill(small_disk / "ballast")
     answers: list[httpx.Response] = []
 
     def refused() -> bool:
@@ -238,7 +254,17 @@ def test_a_full_disk_refuses_and_recovers_by_itself(make: Make, small_disk: Path
     assert made.status_code == 503, made.text
     poll(lambda: status(gateway, "/healthz/ready") == 503, 10, "a gateway that is not ready")
     assert status(gateway, "/healthz/live") == 200
-    ballast.unlink()
+    if log_there:
+
+        def lost() -> bool:
+            answers.append(infer(gateway))
+            assert answers[-1].status_code in {200, 503}, answers[-1].text
+            return metric(gateway, "tidegate_log_lines_lost_total") > 0
+
+        poll(lost, 30, "a line that is lost, and counted")
+        assert status(gateway, "/healthz/ready") == 503
+    assert metric(gateway, "tidegate_journal_failures_total") > 0
+    (small_disk / "ballast").unlink()
     poll(lambda: infer(gateway).status_code == 200, 30, "recovery")
     made = httpx.post(f"{gateway.url}/admin/projects", json={"name": "p"}, headers=gateway.headers, timeout=20)
     assert made.status_code == 201, made.text
@@ -251,7 +277,9 @@ def test_a_full_disk_refuses_and_recovers_by_itself(make: Make, small_disk: Path
         return all(states.get(usage_id) == "completed" for usage_id in ids)
 
     poll(recorded, 30, "the records")
+    assert metric(gateway, 'tidegate_usage_records_total{state="dropped"}') == 0
     assert gateway.process.poll() is None
+    assert gateway.stop() == 0
 
 
 def test_a_disk_that_is_read_only_at_start_is_one_line(make: Make, small_disk: Path) -> None:
