@@ -15,6 +15,7 @@ from gateway.access.authenticator import Authenticator
 from gateway.access.budgets import Budgets
 from gateway.access.keys import Keys
 from gateway.access.policy import Policies
+from gateway.access.presence import Presence
 from gateway.access.tenants import Tenants
 from gateway.access.throttle import Refusals
 from gateway.settings import Settings
@@ -31,9 +32,12 @@ class ModelChanges:
     def __init__(self, audit: Audit) -> None:
         self._audit = audit
 
-    async def check(self) -> None:
-        """Raise ``Unavailable`` when no record could be written now."""
-        await self._audit.check()
+    async def begin(self, call: Call, action: str, model: str) -> None:
+        """Write that ``call``'s caller is about to do ``action`` to ``model``. Raises ``Unavailable``: then he may not.
+
+        What became of it is another record, :meth:`changed`. If that one cannot be written, this one stands.
+        """
+        await self.changed(call, action, model, result="begun", details={})
 
     async def changed(self, call: Call, action: str, model: str, *, result: str, details: dict[str, str]) -> None:
         """Write that ``call``'s caller did ``action`` to ``model``. Raises ``Unavailable``."""
@@ -83,7 +87,9 @@ async def open_access(
     authenticator = Authenticator(keys, settings, refusals=Refusals(audit), tokens=tokens)
     admission = Admission(policies, budgets, shared=shared, estimate=estimate)
     async with AsyncExitStack() as stack:
-        parts: list[Policies | Budgets | Authenticator | SharedLimiter] = [policies, budgets, authenticator]
+        parts: list[Presence | Policies | Budgets | Authenticator | SharedLimiter] = [
+            Presence(audit, identity), policies, budgets, authenticator,
+        ]  # fmt: skip
         for part in [*parts, shared] if shared is not None else parts:
             await part.start()
             stack.push_async_callback(part.stop)

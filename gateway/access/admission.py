@@ -181,18 +181,10 @@ class Admission:
             for level, name in subjects:
                 limits = policy.rules.get((level, name))
                 if limits is not None and level == "key":
-                    levels[0] = ("key", name, _narrower(levels[0][2], limits))
+                    levels[0] = ("key", name, levels[0][2].narrowed(limits))
                 elif limits is not None:
                     levels.append((level, name, limits))
             gate = self._gates[key] = gate_of(levels)
             if len(self._gates) > _MAX_GATES:
                 self._gates.popitem(last=False)
         return gate
-
-
-def _narrower(tier: Limits, rule: Limits) -> Limits:
-    """Return a key's own rule over its tier, the tighter of each limit."""
-    merged = tier.model_dump(exclude_none=True)
-    for name, value in rule.model_dump(exclude_none=True).items():
-        merged[name] = min(value, merged.get(name, value))
-    return Limits(**merged)

@@ -22,6 +22,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.access.attendance import Attendance, Silence
 from gateway.access.chain import (
     GENESIS,
     AuditRecord,
@@ -80,6 +81,8 @@ class Verification:
     """Checkpoints in the anchor file; 0 says that nothing outside the database was compared."""
     last_hash: str
     finding: Finding | None
+    silences: tuple[Silence, ...] = ()
+    """Gateways that fell silent: the chain may be whole all the same."""
 
     @property
     def whole(self) -> bool:
@@ -98,6 +101,7 @@ class Audit:
         self.anchor_file = settings.data_dir / "audit.anchor"
         _prepare(self.anchor_file)
         self._unanchored: list[Checkpoint] = []
+        self._verifying = asyncio.Lock()
         self.appended = 0
         """Records written by this process."""
 
@@ -132,12 +136,6 @@ class Audit:
             checkpoint = await self._append(operation, actor, action, result)
         await self._seal(checkpoint)
 
-    async def check(self) -> None:
-        """Raise :class:`~gateway.errors.Unavailable` if no record could be written now."""
-        await self._anchor()
-        async with self._store.write() as connection:
-            await connection.execute(sa.select(audit_records.c.sequence).limit(1))
-
     async def records(self, *, after: int = 0, limit: int = 100, newest_first: bool = False) -> list[AuditRecord]:
         """Return up to ``limit`` records: those after sequence ``after``, or the newest ones."""
         query = sa.select(audit_records).limit(limit)
@@ -152,25 +150,42 @@ class Audit:
         return [record_from(dict(row)) for row in rows]
 
     async def verify(self) -> Verification:
-        """Walk the whole chain and name the first bad record. Raises ``Unavailable``."""
-        with contextlib.suppress(Unavailable):
-            await self._anchor()
-        # The anchor is read first and the records last: what is written meanwhile is only ever newer.
-        anchored = await asyncio.to_thread(self._read_anchor)
-        if isinstance(anchored, Finding):
-            return Verification(0, 0, 0, GENESIS, anchored)
+        """Walk the whole chain and name the first bad record. Raises ``Unavailable``.
+
+        A page at a time, in a thread, and for one caller after the other: everything else goes on meanwhile.
+        """
+        async with self._verifying:
+            with contextlib.suppress(Unavailable):
+                await self._anchor()
+            # The anchor is read first and the records last: what is written meanwhile is only ever newer.
+            anchored = await asyncio.to_thread(self._read_anchor)
+            if isinstance(anchored, Finding):
+                return Verification(0, 0, 0, GENESIS, anchored)
+            verifier, attendance = ChainVerifier(self._key.public_key()), Attendance()
+            last = -(2**63)
+            while checkpoints := await self._checkpoints(after=last):
+                await asyncio.to_thread(verifier.feed_checkpoints, checkpoints)
+                last = checkpoints[-1].number
+            await asyncio.to_thread(verifier.feed_anchored, anchored)
+            while page := await self.records(after=verifier.records, limit=_PAGE):
+                before = verifier.records
+                await asyncio.to_thread(_feed, page, verifier, attendance)
+                if verifier.records <= before:
+                    break
+            return Verification(
+                verifier.records,
+                verifier.checkpoints,
+                len(anchored),
+                verifier.last_hash,
+                verifier.finish(),
+                attendance.finish(int(self._clock() * 1_000_000)),
+            )
+
+    async def _checkpoints(self, *, after: int) -> list[Checkpoint]:
+        table = audit_checkpoints
+        query = sa.select(table).where(table.c.number > after).order_by(table.c.number).limit(_PAGE)
         async with self._store.read() as connection:
-            query = sa.select(audit_checkpoints).order_by(audit_checkpoints.c.number)
-            checkpoints = [checkpoint_from(dict(row)) for row in (await connection.execute(query)).mappings()]
-        verifier = ChainVerifier(self._key.public_key(), checkpoints, anchored)
-        while page := await self.records(after=verifier.records, limit=_PAGE):
-            before = verifier.records
-            for record in page:
-                verifier.feed(record)
-            if verifier.records <= before:
-                break
-        finding = verifier.finish()
-        return Verification(verifier.records, len(checkpoints), len(anchored), verifier.last_hash, finding)
+            return [checkpoint_from(dict(row)) for row in (await connection.execute(query)).mappings()]
 
     async def _append(self, operation: Operation, actor: Actor, action: str, result: str) -> Checkpoint:
         connection = operation.connection
@@ -242,6 +257,12 @@ class Audit:
             return []
         with self.anchor_file.open("rb") as lines:
             return parse_anchor(lines)
+
+
+def _feed(page: list[AuditRecord], verifier: ChainVerifier, attendance: Attendance) -> None:
+    for record in page:
+        verifier.feed(record)
+        attendance.feed(record)
 
 
 def _prepare(anchor: Path) -> None:

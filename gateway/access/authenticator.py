@@ -4,7 +4,8 @@ A verified credential is remembered for ``key_cache_ttl_s`` from the moment its 
 the revocation bound of every gateway, and within it a call costs a digest and a dictionary look-up.
 Half-way through, the next use starts a new look-up in the background, so that a key in use never
 waits for the database; of many calls with one key only one looks it up. While the database is away,
-what was verified in the last ``key_outage_ttl_s`` goes on working and nothing else does.
+what was verified in the last ``key_outage_ttl_s`` goes on working and nothing else does. Keys and tokens
+come from sources of their own: a token's provider that is away stretches no key's revocation.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import random
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import structlog
@@ -65,8 +66,18 @@ class TokenVerifier(Protocol):
 
 
 @dataclass(slots=True)
+class _Source:
+    """Who is asked about credentials of one kind: how many questions at once, and whether it answers."""
+
+    verify: Callable[[str], Awaitable[Verified | None]]
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_LOOKUPS))
+    away_until: float = -math.inf
+
+
+@dataclass(slots=True)
 class _Entry:
     verified: Verified
+    source: _Source
     refresh_at: float
     fresh_until: float
     stale_until: float
@@ -89,7 +100,8 @@ class Authenticator:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
-        self._tokens = tokens
+        self._key_source = _Source(self._verify_key)
+        self._token_source = None if tokens is None else _Source(tokens.verify)
         self._refusals = refusals
         self._throttle = throttle or Throttle()
         self._clock = clock
@@ -101,8 +113,6 @@ class Authenticator:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._refused: OrderedDict[bytes, float] = OrderedDict()
         self._flights: dict[bytes, asyncio.Task[_Entry | None]] = {}
-        self._lookups = asyncio.Semaphore(_MAX_LOOKUPS)
-        self._away_until = -math.inf
         self._last_used: dict[str, float] = {}
         self._background = Background()
         self._rounds = 0
@@ -141,7 +151,7 @@ class Authenticator:
         now = self._clock()
         if entry is not None and now < entry.fresh_until:
             if now >= entry.refresh_at and digest not in self._flights:
-                self._take_off(digest, credential)
+                self._take_off(digest, credential, entry.source)
         else:
             entry = await self._look_up(digest, credential, call.client_address, entry, now)
             now = self._clock()
@@ -161,36 +171,42 @@ class Authenticator:
 
     async def _look_up(self, digest: bytes, credential: str, address: str, known: _Entry | None, now: float) -> _Entry:
         wait = 0.0
+        source = self._source(credential) if known is None else known.source
+        if source is None:
+            raise self._refuse(address, "invalid", self._throttle.wait(address, now))
         if known is None:
             # A key that was valid a moment ago is looked up whatever its neighbours did.
             wait = self._throttle.wait(address, now)
-            if self._refused.get(digest, -math.inf) > now or not self._plausible(credential):
+            if self._refused.get(digest, -math.inf) > now:
                 raise self._refuse(address, "invalid", wait)
             if wait > 0 and not self._throttle.probe(address, now):
                 raise self._refuse(address, "unchecked", wait)
-        elif now < self._away_until and now < known.stale_until:
+        elif now < source.away_until and now < known.stale_until:
             self.stale += 1
             return known
-        flight = self._flights.get(digest) or self._take_off(digest, credential)
+        others = self._flights.get(digest)
         try:
-            entry = await asyncio.shield(flight)
+            entry = await asyncio.shield(others or self._take_off(digest, credential, source))
         except Unavailable:
             if known is not None and now < known.stale_until:
                 self.stale += 1
                 return known
+            if known is None and others is None and source is self._token_source:
+                # Anybody can write what looks like a token: asking in vain counts as a refusal does.
+                self._throttle.refuse(address, now)
             raise
         if entry is None:
             raise self._refuse(address, "invalid", wait)
         return entry
 
-    def _plausible(self, credential: str) -> bool:
-        """Whether it is worth asking anybody: a key whose checksum holds, or something like a JWT."""
+    def _source(self, credential: str) -> _Source | None:
+        """Whom to ask: about a key whose checksum holds, about something like a JWT; None: it is not worth asking."""
         if keyformat.parse(credential) is not None:
-            return True
-        return self._tokens is not None and credential.startswith("eyJ") and credential.count(".") == 2
+            return self._key_source
+        return self._token_source if credential.startswith("eyJ") and credential.count(".") == 2 else None
 
-    def _take_off(self, digest: bytes, credential: str) -> asyncio.Task[_Entry | None]:
-        flight = asyncio.create_task(self._fly(digest, credential), name="key look-up")
+    def _take_off(self, digest: bytes, credential: str, source: _Source) -> asyncio.Task[_Entry | None]:
+        flight = asyncio.create_task(self._fly(digest, credential, source), name="key look-up")
         self._flights[digest] = flight
 
         def land(task: asyncio.Task[_Entry | None]) -> None:
@@ -201,17 +217,17 @@ class Authenticator:
         flight.add_done_callback(land)
         return flight
 
-    async def _fly(self, digest: bytes, credential: str) -> _Entry | None:
-        async with self._lookups:
+    async def _fly(self, digest: bytes, credential: str, source: _Source) -> _Entry | None:
+        async with source.slots:
             began = self._clock()  # the revocation bound counts from before the database was read
             self.lookups += 1
             try:
-                verified = await asyncio.wait_for(self._verify(credential), LOOKUP_TIMEOUT_S)
+                verified = await asyncio.wait_for(source.verify(credential), LOOKUP_TIMEOUT_S)
             except asyncio.TimeoutError:
-                self._away_until = self._clock() + _OUTAGE_PAUSE_S
+                source.away_until = self._clock() + _OUTAGE_PAUSE_S
                 raise Unavailable("Keys cannot be checked at the moment.", retry_after_s=2.0) from None
             except Unavailable:
-                self._away_until = self._clock() + _OUTAGE_PAUSE_S
+                source.away_until = self._clock() + _OUTAGE_PAUSE_S
                 raise
         if verified is None:
             self._entries.pop(digest, None)
@@ -222,6 +238,7 @@ class Authenticator:
             ends_at = began + verified.valid_until - self._wall_clock()
         entry = _Entry(
             verified,
+            source,
             refresh_at=began + self._ttl / 2,
             fresh_until=began + self._ttl,
             stale_until=began + self._outage_ttl,
@@ -230,20 +247,19 @@ class Authenticator:
         _remember(self._entries, digest, entry, self._size)
         return entry
 
-    async def _verify(self, credential: str) -> Verified | None:
+    async def _verify_key(self, credential: str) -> Verified | None:
         presented = keyformat.parse(credential)
-        if presented is not None:
-            found = await self._keys.verify(presented)
-            return None if found is None else _from_key(found)
-        return await self._tokens.verify(credential) if self._tokens is not None else None
+        found = None if presented is None else await self._keys.verify(presented)
+        return None if found is None else _from_key(found)
 
     def _refuse(self, address: str, reason: str, wait: float = 0.0) -> Unauthenticated | RateLimited:
         """Count a refusal and make its answer: 401, or 429 while the address has to wait."""
         if wait > 0:
             self.throttled += 1
             self.note(address, "throttled")
+            headers = self._throttle.headers(wait)
             wait = max(1.0, wait) * random.uniform(1.0, 1.25)  # noqa: S311 - jitter, not a secret
-            return RateLimited("Too many invalid keys from this address.", retry_after_s=wait)
+            return RateLimited("Too many invalid keys from this address.", retry_after_s=wait, headers=headers)
         self.refused += 1
         self._throttle.refuse(address, self._clock())
         self.note(address, reason)

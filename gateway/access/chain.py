@@ -90,30 +90,44 @@ def parse_anchor(lines: Iterable[bytes]) -> list[Checkpoint] | Finding:
 
 
 class ChainVerifier:
-    """Walks the records in order and keeps the first finding.
+    """Walks checkpoints, then the anchor file's, then the records, each in order, and keeps the first finding.
 
-    ``checkpoints`` are the store's, without gaps; ``anchored`` those of a gateway's anchor file (its
+    The checkpoints are the store's, without gaps; the anchored ones those of a gateway's anchor file (its
     own only, where there are several gateways), which whoever holds the database cannot rewrite.
     Both must be signed by ``key``, and both must agree with the records.
     """
 
-    def __init__(self, key: Ed25519PublicKey, checkpoints: list[Checkpoint], anchored: list[Checkpoint]) -> None:
+    def __init__(self, key: Ed25519PublicKey) -> None:
         self.records = 0
         self.last_hash = GENESIS
+        self._key = key
         self._findings: list[Finding] = []
         self._expected: dict[int, str] = {}
-        previous = GENESIS
-        for number, checkpoint in enumerate(checkpoints, start=1):
+        self._stored: dict[int, Checkpoint] = {}
+        self._last_signature = GENESIS
+
+    @property
+    def checkpoints(self) -> int:
+        """Checkpoints of the store so far."""
+        return len(self._stored)
+
+    def feed_checkpoints(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """Check the store's next checkpoints, in order of ``number``."""
+        for checkpoint in checkpoints:
+            number = self.checkpoints + 1
             if checkpoint.number != number:
                 self._note(checkpoint.sequence, f"checkpoint {number} is missing from the store")
-            elif checkpoint.previous_signature != previous:
+            elif checkpoint.previous_signature != self._last_signature:
                 self._note(checkpoint.sequence, f"checkpoint {number} does not continue the one before it")
-            self._expect(key, checkpoint)
-            previous = checkpoint.signature
-        stored = {checkpoint.number: checkpoint for checkpoint in checkpoints}
-        for checkpoint in anchored:
-            self._expect(key, checkpoint)
-            if stored.get(checkpoint.number) != checkpoint:
+            self._expect(checkpoint)
+            self._stored[checkpoint.number] = checkpoint
+            self._last_signature = checkpoint.signature
+
+    def feed_anchored(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """Compare checkpoints of the anchor file with the store's, which were all fed before."""
+        for checkpoint in checkpoints:
+            if self._stored.get(checkpoint.number) != checkpoint:
+                self._expect(checkpoint)
                 self._note(checkpoint.sequence, f"the store lacks checkpoint {checkpoint.number} of the anchor file")
 
     def feed(self, record: AuditRecord) -> None:
@@ -141,9 +155,9 @@ class ChainVerifier:
             )
         return min(self._findings, key=lambda finding: finding.sequence, default=None)
 
-    def _expect(self, key: Ed25519PublicKey, checkpoint: Checkpoint) -> None:
+    def _expect(self, checkpoint: Checkpoint) -> None:
         at = checkpoint.sequence
-        if not _signed_by(key, checkpoint):
+        if not _signed_by(self._key, checkpoint):
             self._note(at, f"checkpoint {checkpoint.number} is not signed by this audit's key")
         elif self._expected.setdefault(at, checkpoint.hash) != checkpoint.hash:
             self._note(at, f"two signed checkpoints disagree about record {at}")

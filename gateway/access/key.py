@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import ipaddress
 import re
 from dataclasses import dataclass, field
@@ -13,6 +14,11 @@ from gateway.types import SCOPES, Principal
 OPERATOR = "tidegate"
 """The organisation of whoever runs the gateway: its keys with ``keys:admin`` reach every tenant."""
 OPERATOR_PROJECT = "operations"
+DEFAULT_TIER = "default"
+"""The tier of keys that were given no other, and whose limits hold where a key's own tier is not defined."""
+
+LAST_INSTANT = 253_402_300_799.0
+"""9999-12-31T23:59:59Z, in seconds since the epoch: the last one that ISO 8601 writes with four digits of a year."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -30,7 +36,7 @@ class KeySpec:
     """None: every model."""
     addresses: tuple[str, ...] | None = None
     """Networks in CIDR notation that the key may be used from; None: anywhere."""
-    tier: str = "default"
+    tier: str = DEFAULT_TIER
     test: bool = False
     expires_at: float | None = None
     """Seconds since the epoch; None: never."""
@@ -135,8 +141,15 @@ def validate(spec: KeySpec, now: float) -> None:
             ipaddress.ip_network(address)
     except ValueError:
         raise Invalid("addresses must be networks in CIDR notation.", param="addresses") from None
-    if spec.expires_at is not None and spec.expires_at <= now:
-        raise Invalid("expires_at must be in the future.", param="expires_at")
+    if spec.expires_at is not None and not now < spec.expires_at <= LAST_INSTANT:
+        raise Invalid("expires_at must be in the future, and before the year 10000 (UTC).", param="expires_at")
+
+
+def instant(seconds: float | None) -> str | None:
+    """Write seconds since the epoch as ISO 8601, UTC; an instant beyond the last that can be written as that one."""
+    if seconds is None:
+        return None
+    return dt.datetime.fromtimestamp(min(seconds, LAST_INSTANT), dt.timezone.utc).isoformat(timespec="seconds")
 
 
 def _check_scopes(scopes: tuple[str, ...]) -> None:

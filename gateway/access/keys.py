@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,8 +25,8 @@ from gateway.access.key import (
     validate,
 )
 from gateway.access.keyformat import PresentedKey
-from gateway.access.pepper import Pepper, PepperError, load_pepper
-from gateway.access.tenants import Tenants, organisation_of
+from gateway.access.pepper import Pepper, PepperError, add_version, load_pepper, read_pepper
+from gateway.access.tenants import Tenants, names_among, organisation_of
 from gateway.errors import Conflict, Invalid, NotFound
 from gateway.redaction import holds_key
 from gateway.settings import Settings
@@ -45,8 +47,21 @@ _VERIFY = (
     )
     .join(projects, projects.c.name == api_keys.c.project)
     .join(key_secrets, key_secrets.c.key_id == api_keys.c.key_id)
-    .where(api_keys.c.key_id == sa.bindparam("presented_key"))
+    .where(
+        api_keys.c.key_id == sa.bindparam("presented_key"),
+        # Secrets of named rotations stay for their names' sake: however many there were, no digest is made for them.
+        sa.or_(key_secrets.c.expires_at.is_(None), key_secrets.c.expires_at > sa.bindparam("now")),
+    )
 )
+
+
+@dataclass(slots=True, frozen=True)
+class PepperRotation:
+    """A version added to the pepper."""
+
+    version: int
+    older_keys: int
+    """Keys that are not revoked and whose secret is digested with an older version: rotate them to move them."""
 
 
 class Keys:
@@ -60,6 +75,7 @@ class Keys:
         self._audit = audit
         self._clock = clock
         self._tenants = Tenants(store, audit, clock=clock)
+        self._settings = settings
         self._pepper: Pepper = load_pepper(settings)
         self._listeners: list[Callable[[str], None]] = []
 
@@ -93,11 +109,19 @@ class Keys:
 
     async def create(self, spec: KeySpec, actor: Actor = SYSTEM) -> IssuedKey:
         """Make a key. Raises ``Invalid`` for a field at fault, ``NotFound`` for an unknown project."""
+        return await self._create(spec, actor)
+
+    async def _create(
+        self, spec: KeySpec, actor: Actor, *, unless: Callable[[AsyncConnection], Awaitable[None]] | None = None
+    ) -> IssuedKey:
+        """Make a key; ``unless`` raises, in the same transaction, what speaks against it."""
         validate(spec, self._clock())
         key_id = keyformat.generate_id()
         presented = keyformat.generate(key_id, test=spec.test)
         now = self._now()
         async with self._audit.operation(actor, "key.create", key_id) as operation:
+            if unless is not None:
+                await unless(operation.connection)
             if await organisation_of(operation.connection, spec.project) is None:
                 raise NotFound("There is no such project.", param="project")
             await operation.connection.execute(
@@ -235,20 +259,38 @@ class Keys:
         async with self._store.read() as connection:
             return await self._select(connection, query)
 
+    async def owned(self, key_ids: Collection[str], organisation: str) -> set[str]:
+        """Return those of ``key_ids`` that belong to ``organisation``."""
+        owned = api_keys.join(projects, projects.c.name == api_keys.c.project)
+        query = sa.select(api_keys.c.key_id).select_from(owned).where(projects.c.organisation == organisation)
+        async with self._store.read() as connection:
+            return await names_among(connection, query, api_keys.c.key_id, key_ids)
+
     async def ensure_project(self, project: str, organisation: str, actor: Actor = SYSTEM) -> None:
         """Make a project as :meth:`Tenants.ensure_project` does."""
         await self._tenants.ensure_project(project, organisation, actor)
 
     async def bootstrap(self, actor: Actor = SYSTEM) -> IssuedKey:
         """Make the operator's first key, with every scope. Raises ``Conflict`` if one is active."""
-        now = self._clock()
-        after = ""
-        while page := await self.page(organisation=OPERATOR, after=after):
-            if any(key.state(now) == "active" and "keys:admin" in key.scopes for key in page):
-                raise Conflict("There is an active administrator's key already.")
-            after = page[-1].key_id
+        async with self._store.read() as connection:
+            await self._no_administrator(connection)  # before a project is made for nothing
         await self.ensure_project(OPERATOR_PROJECT, OPERATOR, actor)
-        return await self.create(KeySpec(project=OPERATOR_PROJECT, label="bootstrap", scopes=SCOPES), actor)
+        spec = KeySpec(project=OPERATOR_PROJECT, label="bootstrap", scopes=SCOPES)
+        return await self._create(spec, actor, unless=self._no_administrator)
+
+    async def _no_administrator(self, connection: AsyncConnection) -> None:
+        """Raise ``Conflict`` if the operator has an active key that may make keys."""
+        query = (
+            sa.select(api_keys.c.scopes)
+            .join(projects, projects.c.name == api_keys.c.project)
+            .where(
+                projects.c.organisation == OPERATOR,
+                api_keys.c.revoked_at.is_(None),
+                sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > self._now()),
+            )
+        )
+        if any("keys:admin" in row.scopes.split() for row in await connection.execute(query)):
+            raise Conflict("There is an active administrator's key already.")
 
     # --- verification
 
@@ -258,8 +300,10 @@ class Keys:
         Raises ``Unavailable`` when the store does not answer.
         """
         async with self._store.read() as connection:
-            rows = (await connection.execute(_VERIFY, {"presented_key": presented.key_id})).mappings().all()
+            asked = {"presented_key": presented.key_id, "now": self._now()}
+            rows = (await connection.execute(_VERIFY, asked)).mappings().all()
         now = self._clock()
+        self._learn({row["pepper_version"] for row in rows})
         matched: Mapping[Any, Any] | None = None
         for row in rows:
             if self._pepper.matches(presented.text, row["digest"], row["pepper_version"]):
@@ -287,11 +331,45 @@ class Keys:
         async with self._store.write() as connection:
             await connection.execute(statement, rows)
 
+    async def rotate_pepper(self, actor: Actor = SYSTEM) -> PepperRotation:
+        """Add a version to the pepper file, which new secrets are digested with; older ones go on with theirs.
+
+        A gateway reads the file again when it meets a version that it does not know, so it must have the file by
+        then. Raises ``PepperError`` if the file cannot be written, ``Unavailable``.
+        """
+        async with self._audit.operation(actor, "pepper.rotate") as operation:
+            self._pepper = add_version(self._settings)
+            version = self._pepper.current
+            operation.object = str(version)
+            await operation.connection.execute(
+                sa.insert(peppers).values(version=version, proof=self._pepper.proof(version), created_at=self._now())
+            )
+            older = (
+                sa.select(sa.func.count(sa.distinct(key_secrets.c.key_id)))
+                .join(api_keys, api_keys.c.key_id == key_secrets.c.key_id)
+                .where(
+                    key_secrets.c.pepper_version < version,
+                    api_keys.c.revoked_at.is_(None),
+                    sa.or_(key_secrets.c.expires_at.is_(None), key_secrets.c.expires_at > self._now()),
+                )
+            )
+            keys = int((await operation.connection.execute(older)).scalar_one())
+        return PepperRotation(version, keys)
+
     async def project_organisation(self, project: str) -> str | None:
         """Return the organisation of ``project``, or None if there is no such project."""
         return await self._tenants.organisation_of(project)
 
     # --- inner
+
+    def _learn(self, versions: set[int]) -> None:
+        """Read the pepper file again if a version was added to it since."""
+        if versions <= set(self._pepper.versions):
+            return
+        with contextlib.suppress(PepperError):
+            read = read_pepper(self._settings)
+            if read.continues(self._pepper):
+                self._pepper = read
 
     def _now(self) -> int:
         return int(self._clock() * _MICROSECOND)

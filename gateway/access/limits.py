@@ -43,6 +43,22 @@ class Limits(BaseModel):
     max_timeout_s: Annotated[float, Field(gt=0, le=3600)] | None = None
     """Longest deadline that a request may ask for (tiers only)."""
 
+    @property
+    def effective_burst(self) -> int | None:
+        """Requests at once after a pause, as written or as the rate implies; None: neither is limited."""
+        if self.burst is not None or self.requests_per_second is None:
+            return self.burst
+        return max(1, math.floor(self.requests_per_second))
+
+    def narrowed(self, other: Limits) -> Limits:
+        """Return the tighter of each limit of both; a burst counts as what it is beside its own rate."""
+        merged = self.model_dump(exclude_none=True)
+        for name, value in other.model_dump(exclude_none=True).items():
+            merged[name] = min(value, merged.get(name, value))
+        bursts = [limits.effective_burst for limits in (self, other)]
+        merged["burst"] = min((burst for burst in bursts if burst is not None), default=None)
+        return Limits(**merged)
+
 
 @dataclass(slots=True, frozen=True)
 class Rate:
@@ -103,8 +119,7 @@ def gate_of(levels: list[tuple[Level, str, Limits]]) -> Gate:
     caps: list[Cap] = []
     for level, name, limits in levels:
         if limits.requests_per_second is not None:
-            capacity = float(limits.burst or max(1, math.floor(limits.requests_per_second)))
-            rates.append(_rate(level, name, "requests", capacity, limits.requests_per_second))
+            rates.append(_rate(level, name, "requests", limits.effective_burst or 1, limits.requests_per_second))
         if limits.tokens_per_minute is not None:
             rates.append(_rate(level, name, "tokens", limits.tokens_per_minute, limits.tokens_per_minute / _MINUTE))
         if limits.pixels_per_minute is not None:
@@ -144,29 +159,31 @@ class LocalLimiter:
         """
         for cap in gate.caps:
             if self._in_use.get(cap.subject, 0) >= max(1, int(cap.limit * share)):
-                return Verdict(cap, 1.0, tuple(self._peek(rate, now, share).tokens for rate in gate.rates))
+                return Verdict(cap, 1.0, _remaining([self._peek(rate, now, share) for rate in gate.rates]))
         taken: list[tuple[_Bucket, float]] = []
         refused: Rate | None = None
         wait = 0.0
         for rate in gate.rates:
             bucket = self._peek(rate, now, share)
             cost = rate.cost(units)
-            if cost > bucket.tokens + 1e-9:
-                missing = (cost - bucket.tokens) / (rate.per_second * share)
+            # What a share never holds, though the limit does, is let through when the share is full, and owed.
+            needed = min(cost, _capacity(rate, share))
+            if needed > bucket.tokens + 1e-9:
+                missing = (needed - bucket.tokens) / (rate.per_second * share)
                 if missing > wait:
                     refused, wait = rate, missing
             taken.append((bucket, cost))
         if refused is not None:
-            return Verdict(refused, wait, tuple(bucket.tokens for bucket, _ in taken))
+            return Verdict(refused, wait, _remaining([bucket for bucket, _ in taken]))
         for bucket, cost in taken:
-            bucket.tokens = max(0.0, bucket.tokens - cost)
+            bucket.tokens -= cost
         for cap in gate.caps:
             self._in_use[cap.subject] = self._in_use.get(cap.subject, 0) + 1
-        return Verdict(None, 0.0, tuple(bucket.tokens for bucket, _ in taken))
+        return Verdict(None, 0.0, _remaining([bucket for bucket, _ in taken]))
 
     def check(self, gate: Gate, now: float, share: float = 1.0) -> Verdict:
         """What :meth:`take` would say to a request without tokens and pixels; nothing is taken."""
-        remaining = tuple(self._peek(rate, now, share).tokens for rate in gate.rates)
+        remaining = _remaining([self._peek(rate, now, share) for rate in gate.rates])
         for cap in gate.caps:
             if self._in_use.get(cap.subject, 0) >= max(1, int(cap.limit * share)):
                 return Verdict(cap, 1.0, remaining)
@@ -189,7 +206,7 @@ class LocalLimiter:
         return self._in_use.get(subject, 0)
 
     def _peek(self, rate: Rate, now: float, share: float) -> _Bucket:
-        capacity = max(1.0, rate.capacity * share)
+        capacity = _capacity(rate, share)
         bucket = self._buckets.get(rate.subject)
         if bucket is None:
             bucket = self._buckets[rate.subject] = _Bucket(capacity, now)
@@ -200,6 +217,14 @@ class LocalLimiter:
         bucket.at = now
         self._buckets.move_to_end(rate.subject)
         return bucket
+
+
+def _capacity(rate: Rate, share: float) -> float:
+    return max(1.0, rate.capacity * share)
+
+
+def _remaining(buckets: list[_Bucket]) -> tuple[float, ...]:
+    return tuple(max(0.0, bucket.tokens) for bucket in buckets)
 
 
 def headers_of(gate: Gate, verdict: Verdict) -> dict[str, str]:

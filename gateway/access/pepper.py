@@ -52,6 +52,11 @@ class Pepper:
         known = version if version in self._versions else self.current
         return hmac.compare_digest(self.digest(text, known), digest) and known == version
 
+    def continues(self, other: Pepper) -> bool:
+        """Whether this is ``other`` with a version more or less, and not another store's."""
+        common = set(self._versions) & set(other._versions)
+        return bool(common) and all(self._versions[version] == other._versions[version] for version in common)
+
     def proof(self, version: int) -> str:
         """Return what the store keeps of a version, to recognise its file again."""
         return self.digest("tidegate pepper", version)
@@ -64,18 +69,35 @@ def load_pepper(settings: Settings) -> Pepper:
         if not path.exists():
             private_directory(path.parent)
             create_private(path, _line(1))  # another process may have been faster: then its file counts
+    except OSError as error:
+        raise PepperError(f"the pepper file {path}: {error.strerror}") from error
+    return read_pepper(settings)
+
+
+def read_pepper(settings: Settings) -> Pepper:
+    """Read the pepper file. Raises :class:`PepperError`."""
+    path = pepper_file(settings)
+    try:
         return Pepper(_parse(path))
     except OSError as error:
         raise PepperError(f"the pepper file {path}: {error.strerror}") from error
 
 
-def add_version(settings: Settings) -> int:
-    """Append a new version to the pepper file and return its number; restart the gateways after it."""
+def add_version(settings: Settings) -> Pepper:
+    """Append a new version to the pepper file and return what it holds now. Raises :class:`PepperError`.
+
+    One process at a time, or one of two new versions is lost.
+    """
     path = pepper_file(settings)
-    pepper = load_pepper(settings)
-    number = pepper.current + 1
-    replace_private(path, path.read_bytes() + _line(number))
-    return number
+    number = read_pepper(settings).current + 1
+    try:
+        written = path.read_bytes()
+        if not written.endswith(b"\n"):
+            written += b"\n"
+        replace_private(path, written + _line(number))
+    except OSError as error:
+        raise PepperError(f"the pepper file {path}: {error.strerror}") from error
+    return read_pepper(settings)
 
 
 def pepper_file(settings: Settings) -> Path:

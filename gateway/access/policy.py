@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.access.audit import SYSTEM, Actor, Audit
-from gateway.access.key import check_model, check_name
+from gateway.access.key import DEFAULT_TIER, check_model, check_name
 from gateway.access.limits import Level, Limits
 from gateway.background import Background
 from gateway.errors import Invalid, NotFound, Unavailable
@@ -52,7 +52,7 @@ class Policy:
 
     def tier(self, name: str) -> Limits:
         """Return a tier's limits; an unknown tier has those of ``default``."""
-        return self.tiers.get(name) or self.tiers.get("default") or _NO_LIMITS
+        return self.tiers.get(name) or self.tiers.get(DEFAULT_TIER) or _NO_LIMITS
 
 
 _NO_LIMITS = Limits()

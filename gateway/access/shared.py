@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -32,14 +32,29 @@ _PAUSE_S = 1.0
 _HEARTBEAT_S = 2.0
 _GATEWAY_TTL_S = 10.0
 
-_TAKE = """
+_ASSUMED_GATEWAYS = 2
+"""Before Redis has said how many there are: whoever shares limits is not alone."""
+
+_CLOCK = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local function at_most(key, latest)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. string.format('%.6f', latest), '+inf')) do
+    redis.call('ZADD', key, string.format('%.6f', latest), member)
+  end
+end
+"""
+"""Redis's own time, and what a step back of it would leave in the future brought back: nothing waits for a clock."""
+
+_TAKE = (
+    _CLOCK
+    + """
 local rates, member, lease = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local refused, wait, left, tokens = 0, 0, {}, {}
 for i = rates + 1, #KEYS do
   local limit = tonumber(ARGV[3 + rates * 3 + i - rates])
   redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now)
+  at_most(KEYS[i], now + lease)
   if refused == 0 and redis.call('ZCARD', KEYS[i]) >= limit then refused = i; wait = 1 end
 end
 for i = 1, rates do
@@ -47,7 +62,12 @@ for i = 1, rates do
   local state = redis.call('HMGET', KEYS[i], 'tokens', 'at')
   local have = capacity
   if state[1] then
-    have = math.min(capacity, tonumber(state[1]) + math.max(0, now - tonumber(state[2])) * rate)
+    local at = tonumber(state[2])
+    if at > now then
+      at = now
+      redis.call('HSET', KEYS[i], 'at', string.format('%.6f', now))
+    end
+    have = math.min(capacity, tonumber(state[1]) + (now - at) * rate)
   end
   tokens[i] = have
   if cost > have + 0.000001 and refused <= rates then
@@ -73,6 +93,17 @@ if refused == 0 then
 end
 return {refused, string.format('%.6f', wait), left}
 """
+)
+
+_BEAT = (
+    _CLOCK
+    + """
+redis.call('ZADD', KEYS[1], string.format('%.6f', now), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now - tonumber(ARGV[2])))
+at_most(KEYS[1], now)
+return redis.call('ZCARD', KEYS[1])
+"""
+)
 
 
 class SharedLimiter:
@@ -101,9 +132,10 @@ class SharedLimiter:
         self._paused_until = -math.inf
         self._releases: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._background = Background()
+        self._questions: set[asyncio.Task[Any]] = set()
         self._sequence = 0
-        self.gateways = 1
-        """Gateways that were alive at the last heartbeat."""
+        self.gateways = _ASSUMED_GATEWAYS
+        """Gateways that were alive at the last heartbeat; before the first that Redis answered, so many are assumed."""
         self.fallbacks = 0
         """Requests that the local limiter had to answer."""
 
@@ -121,6 +153,8 @@ class SharedLimiter:
     async def stop(self) -> None:
         """Give back what is held and disconnect."""
         await self._background.stop()
+        if self._questions:
+            await asyncio.wait(self._questions, timeout=1)
         with contextlib.suppress(RedisError, OSError, asyncio.TimeoutError):
             while not self._releases.empty():
                 await asyncio.wait_for(self._redis.zrem(*self._releases.get_nowait()), 1)
@@ -143,12 +177,15 @@ class SharedLimiter:
         for rate in gate.rates:
             arguments += (rate.capacity, rate.per_second, rate.cost(units))
         arguments += [cap.limit for cap in gate.caps]
+        question = self._begin(self._take_script(keys=keys, args=arguments))
         try:
-            reply = await asyncio.wait_for(self._take_script(keys=keys, args=arguments), self._timeout)
-        except (RedisError, OSError, asyncio.TimeoutError) as error:
+            reply = await _answer(question, self._timeout)
+        except (RedisError, OSError, asyncio.TimeoutError, asyncio.CancelledError) as error:
+            # It may be executed all the same: once it is over, what it took is given back.
+            question.add_done_callback(lambda _question: self.release(gate, member))
+            if isinstance(error, asyncio.CancelledError):
+                raise
             self._failed(error)
-            if gate.caps:  # it may have been executed all the same
-                self._queue(gate, member)
             return None
         self._failures = 0
         refused, wait, left = int(reply[0]), float(reply[1]), tuple(float(value) for value in reply[2])
@@ -157,12 +194,19 @@ class SharedLimiter:
 
     def release(self, gate: Gate, member: str) -> None:
         """Give back places; in the background, so that no reply waits for it."""
-        if gate.caps:
-            self._queue(gate, member)
-
-    def _queue(self, gate: Gate, member: str) -> None:
         for cap in gate.caps:
             self._releases.put_nowait((PREFIX + cap.subject, member))
+
+    def _begin(self, question: Awaitable[Any]) -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(question)
+        self._questions.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, question: asyncio.Task[Any]) -> None:
+        self._questions.discard(question)
+        if not question.cancelled():
+            question.exception()  # nobody need wait for it any more
 
     def _failed(self, error: BaseException) -> None:
         self.fallbacks += 1
@@ -174,13 +218,8 @@ class SharedLimiter:
 
     async def _beat(self) -> None:
         try:
-            now = time.time()
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.zadd(f"{PREFIX}gateways", {self._gateway_id: now})
-                pipeline.zremrangebyscore(f"{PREFIX}gateways", "-inf", now - _GATEWAY_TTL_S)
-                pipeline.zcard(f"{PREFIX}gateways")
-                replies = await asyncio.wait_for(pipeline.execute(), 1)
-            self.gateways = max(1, int(replies[2]))
+            beat = self._redis.eval(_BEAT, 1, f"{PREFIX}gateways", self._gateway_id, _GATEWAY_TTL_S)
+            self.gateways = max(1, int(await _answer(self._begin(beat), 1)))
         except (RedisError, OSError, asyncio.TimeoutError):
             return  # the last count stands
 
@@ -192,8 +231,25 @@ class SharedLimiter:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for key, member in pending:
                     pipeline.zrem(key, member)
-                await asyncio.wait_for(pipeline.execute(), 1)
+                await _answer(self._begin(pipeline.execute()), 1)
         except (RedisError, OSError, asyncio.TimeoutError):
             for item in pending:
                 self._releases.put_nowait(item)
             await asyncio.sleep(_PAUSE_S)  # the places expire with their lease at the latest
+
+
+async def _answer(question: asyncio.Task[Any], timeout_s: float) -> Any:
+    """What a question is answered with. Raises what it raises, and ``asyncio.TimeoutError`` after ``timeout_s``.
+
+    Not ``asyncio.wait_for``: that waits until a cancelled question has ended, and redis-py, in the middle of
+    connecting, does not always let itself be cancelled.
+    """
+    try:
+        done, _ = await asyncio.wait({question}, timeout=timeout_s)
+    except asyncio.CancelledError:
+        question.cancel()
+        raise
+    if not done:
+        question.cancel()
+        raise asyncio.TimeoutError
+    return question.result()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,6 +15,8 @@ from gateway.access.key import check_name
 from gateway.errors import Conflict, NotFound
 from gateway.store.database import Store
 from gateway.store.tables import organisations, projects
+
+_NAMES_AT_ONCE = 500
 
 
 @dataclass(slots=True, frozen=True)
@@ -53,6 +56,12 @@ class Tenants:
         """Return the organisation of ``project``, or None if there is no such project."""
         async with self._store.read() as connection:
             return await organisation_of(connection, project)
+
+    async def owned(self, names: Collection[str], organisation: str) -> set[str]:
+        """Return those projects of ``names`` that belong to ``organisation``."""
+        query = sa.select(projects.c.name).where(projects.c.organisation == organisation)
+        async with self._store.read() as connection:
+            return await names_among(connection, query, projects.c.name, names)
 
     async def create_organisation(self, name: str, actor: Actor = SYSTEM) -> None:
         """Make an organisation. Raises ``Conflict`` if the name is taken, ``Invalid`` if it is none."""
@@ -107,6 +116,17 @@ async def organisation_of(connection: AsyncConnection, project: str) -> str | No
     query = sa.select(projects.c.organisation).where(projects.c.name == project)
     owner: str | None = (await connection.execute(query)).scalar()
     return owner
+
+
+async def names_among(
+    connection: AsyncConnection, query: sa.Select[Any], column: sa.Column[str], names: Collection[str]
+) -> set[str]:
+    """Return those of ``names`` that ``query`` selects by ``column``, some hundreds a statement."""
+    asked, found = sorted(names), set[str]()
+    for begin in range(0, len(asked), _NAMES_AT_ONCE):
+        some = query.where(column.in_(asked[begin : begin + _NAMES_AT_ONCE]))
+        found.update([str(row[0]) for row in await connection.execute(some)])
+    return found
 
 
 async def _exists(connection: AsyncConnection, organisation: str) -> bool:

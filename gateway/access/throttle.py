@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 from collections import OrderedDict
 
 from gateway.access.audit import SYSTEM, Actor, Audit
 
 _MAX_REASONS = 32
+_POLICY = "address_refusals"
 
 
 class Throttle:
@@ -34,6 +36,11 @@ class Throttle:
             return 0.0  # nearly every request: the address has never been refused
         tokens = self._tokens(self._buckets, subnet(address), now, self._burst, self._rate)
         return 0.0 if tokens >= 1.0 else (1.0 - tokens) / self._rate
+
+    def headers(self, wait_s: float) -> dict[str, str]:
+        """Write what an address that has to wait is told of the limit, as the IETF draft has it."""
+        policy = f'"{_POLICY}";q={self._burst};w={math.ceil(self._burst / self._rate)}'
+        return {"RateLimit-Policy": policy, "RateLimit": f'"{_POLICY}";r=0;t={math.ceil(wait_s)}'}
 
     def probe(self, address: str, now: float) -> bool:
         """Whether an address that has to wait may have one more key looked up, a few a second.

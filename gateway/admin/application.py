@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
@@ -21,6 +22,8 @@ from gateway.admin.usage import create_usage_router
 from gateway.errors import ClientError, GatewayError, Internal, Invalid, Malformed, MethodNotAllowed, NotFound
 from gateway.store.database import Store
 
+_DATA_EXCEPTION = "22"
+"""Class of SQLSTATE."""
 _TEXT = {"type": "string"}
 _PROBLEM: dict[str, Any] = {
     "application/problem+json": {
@@ -30,6 +33,7 @@ _PROBLEM: dict[str, Any] = {
             "properties": {
                 **dict.fromkeys(("type", "title", "detail", "instance", "code", "request_id", "param"), _TEXT),
                 "status": {"type": "integer"},
+                "violated-policies": {"type": "array", "items": _TEXT},
             },
         }
     }
@@ -70,6 +74,7 @@ def create_application(store: Store, access: Access, *, release: str = "0") -> F
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(DBAPIError, _data_error)
     app.add_exception_handler(Exception, _defect)
     return app
 
@@ -87,7 +92,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if first["type"] == "json_invalid":
         return _answer(request, Malformed("The body is not JSON."))
     place = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    return _answer(request, Invalid(f"{place[:100]}: {first['msg']}", param=place[:100]))
+    place = place[:100].encode("ascii", "backslashreplace").decode()  # half a surrogate pair cannot be sent back
+    return _answer(request, Invalid(f"{place}: {first['msg']}", param=place))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -99,6 +105,13 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         405: MethodNotAllowed("The route does not have this method.", headers={"Allow": _allowed(request)}),
     }
     return _answer(request, known.get(error.status_code) or Malformed("The request cannot be read."))
+
+
+async def _data_error(request: Request, error: Exception) -> JSONResponse:
+    """What the database takes for no value of its type is the caller's; the rest is a defect."""
+    if not isinstance(error, DBAPIError) or not str(getattr(error.orig, "sqlstate", "")).startswith(_DATA_EXCEPTION):
+        raise error
+    return _answer(request, Invalid("The store cannot hold a value of this request."))
 
 
 def _allowed(request: Request) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from gateway.access.audit import Audit
+from gateway.access.key import instant
 from gateway.admin.caller import Caller, operator_only
 from gateway.admin.schemas import show_record
 
@@ -27,7 +28,7 @@ def create_audit_router(audit: Audit) -> APIRouter:
         found = await audit.records(after=before, limit=limit, newest_first=True)
         return {"records": [show_record(record) for record in found]}
 
-    @router.get("/verify", summary="Verify the whole chain; `finding` names the first bad record")
+    @router.get("/verify", summary="Verify the chain: `finding` is the first bad record, `silences` who fell silent")
     async def verify(principal: Caller) -> dict[str, Any]:
         operator_only(principal)
         found = await audit.verify()
@@ -40,6 +41,10 @@ def create_audit_router(audit: Audit) -> APIRouter:
             "checkpoints": found.checkpoints,
             "anchored": found.anchored,
             "finding": finding,
+            "silences": [
+                {"gateway": silence.gateway, "sequence": silence.sequence, "since": instant(silence.since / 1e6)}
+                for silence in found.silences
+            ],
         }
 
     return router

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
@@ -26,8 +27,10 @@ from gateway.errors import (
     Forbidden,
     GatewayError,
     Internal,
+    Invalid,
     Malformed,
     NotFound,
+    RateLimited,
     TooLarge,
 )
 from gateway.types import Call, Principal
@@ -44,6 +47,10 @@ MAX_BODY = 64 * 1024
 BODY_TIMEOUT_S = 10.0
 _QUOTA = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 _REDUCED = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+
+
+_SPENT = re.compile(r'"(\w+)";r=0;')
+"""Names in ``RateLimit`` of what is used up."""
 
 
 class Guard:
@@ -102,6 +109,9 @@ class Guard:
             raise Forbidden("The key lacks the scope for this.")
         if path.encode("utf-8", "surrogateescape") != scope.get("raw_path", path.encode()).partition(b"?")[0]:
             raise NotFound("There is no such route.")  # an encoded path names none of ours
+        for name, values in query.items():
+            if any("\0" in value for value in values):
+                raise Invalid("The query must not hold NUL.", param=name)  # PostgreSQL takes none in a text
         return principal
 
 
@@ -119,6 +129,8 @@ def problem(error: GatewayError, request_id: str) -> tuple[int, dict[str, Any], 
     if error.param is not None:
         body["param"] = error.param
     headers = dict(error.headers)
+    if error.status == RateLimited.status:
+        body["violated-policies"] = _SPENT.findall(headers.get("RateLimit", ""))
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return error.status, body, headers

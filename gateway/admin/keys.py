@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from gateway.access.key import Key, KeySpec
+from gateway.access.key import DEFAULT_TIER, Key, KeySpec
 from gateway.access.keys import Keys
 from gateway.admin.caller import PRIVILEGED, By, Caller
 from gateway.admin.guard import reach
@@ -45,7 +45,9 @@ def create_keys_router(keys: Keys) -> APIRouter:
         if organisation is not None and await keys.project_organisation(body.project) != organisation:
             raise NotFound("There is no such project.", param="project")
         _may_grant(principal, body.scopes, body.models)
-        return show_issued(await keys.create(_spec(body), actor), time.time())
+        tier = body.tier or (DEFAULT_TIER if organisation is None else principal.tier)
+        _may_charge(principal, tier, test=body.test)
+        return show_issued(await keys.create(_spec(body, tier), actor), time.time())
 
     @router.get("/{key_id}", summary="Show a key")
     async def show(key_id: str, principal: Caller) -> dict[str, Any]:
@@ -57,6 +59,8 @@ def create_keys_router(keys: Keys) -> APIRouter:
         models = body.models if "models" in body.model_fields_set else key.models
         _may_grant(principal, key.scopes, key.models)
         _may_grant(principal, body.scopes or (), models)
+        if body.tier not in (None, key.tier):
+            _may_charge(principal, body.tier)
         return show_key(await keys.update(key_id, _changes(body), actor), time.time())
 
     @router.post("/{key_id}/rotate", summary="Give a key a new secret; the old one works on for a while")
@@ -79,14 +83,14 @@ def create_keys_router(keys: Keys) -> APIRouter:
     return router
 
 
-def _spec(body: NewKey) -> KeySpec:
+def _spec(body: NewKey, tier: str) -> KeySpec:
     return KeySpec(
         project=body.project,
         label=body.label,
         scopes=tuple(body.scopes),
         models=None if body.models is None else tuple(body.models),
         addresses=None if body.addresses is None else tuple(body.addresses),
-        tier=body.tier,
+        tier=tier,
         test=body.test,
         expires_at=None if body.expires_at is None else body.expires_at.timestamp(),
     )
@@ -111,3 +115,13 @@ def _may_grant(principal: Principal, scopes: list[str] | tuple[str, ...], models
         raise Forbidden("A key cannot give scopes that it lacks.")
     if principal.models is not None and (models is None or not principal.models.issuperset(models)):
         raise Forbidden("A key cannot give models that it may not use.")
+
+
+def _may_charge(principal: Principal, tier: str | None, *, test: bool = False) -> None:
+    """Refuse what takes a key out of the limits and the bill that the operator set. Raises ``Forbidden``."""
+    if reach(principal) is None:
+        return
+    if test:
+        raise Forbidden("Only the operator may make test keys.")
+    if tier != principal.tier:
+        raise Forbidden("A key can give no tier but its own.")

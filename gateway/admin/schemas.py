@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import re
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 from gateway.access.budgets import BudgetState
 from gateway.access.chain import AuditRecord
-from gateway.access.key import IssuedKey, Key
+from gateway.access.key import IssuedKey, Key, instant
 from gateway.access.policy import PICO
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        """Refuse NUL, which PostgreSQL takes in no text, and halves of surrogate pairs, which are none."""
+        texts = value if isinstance(value, list) else [value]
+        if any(_UNSTORABLE.search(text) for text in texts if isinstance(text, str)):
+            raise ValueError("must not hold NUL or halves of surrogate pairs")
+        return value
 
 
 class NewKey(_Body):
@@ -26,8 +37,8 @@ class NewKey(_Body):
     scopes: list[str] = Field(default_factory=lambda: ["infer"], max_length=16)
     models: Annotated[list[str], Field(max_length=1000)] | None = None
     addresses: Annotated[list[str], Field(max_length=1000)] | None = None
-    tier: str = "default"
-    test: bool = False
+    tier: str | None = Field(None, description="Default: `default`; of a tenant's administrator, the caller's own.")
+    test: bool = Field(False, description="Metered, never billed; the operator's to give.")
     expires_at: AwareDatetime | None = None
 
 
@@ -135,10 +146,3 @@ def show_record(record: AuditRecord) -> dict[str, Any]:
 def usd(pico: int) -> str:
     """Write pico-USD as USD."""
     return f"{Decimal(pico) / PICO:f}"
-
-
-def instant(seconds: float | None) -> str | None:
-    """Write an instant as ISO 8601, UTC."""
-    if seconds is None:
-        return None
-    return dt.datetime.fromtimestamp(seconds, dt.timezone.utc).isoformat(timespec="seconds")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
 from gateway.access.budgets import Budgets
+from gateway.access.key import instant
 from gateway.access.keys import Keys
 from gateway.access.limits import Level, Limits
 from gateway.access.policy import PICO, Budget, BudgetLevel, Period, Policies
 from gateway.access.tenants import Tenants
 from gateway.admin.caller import By, Caller, operator_only
 from gateway.admin.guard import reach
-from gateway.admin.schemas import NewBudget, NewOrganisation, NewProject, instant, show_budget
+from gateway.admin.schemas import NewBudget, NewOrganisation, NewProject, show_budget
 from gateway.errors import NotFound
 from gateway.types import Principal
 
 _After = Annotated[str, Query(max_length=64)]
+_AfterSubject = Annotated[str, Query(max_length=192, description="`next` of the page before.")]
 _Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -80,17 +83,16 @@ class _Subjects:
         if organisation != own:
             raise NotFound(f"There is no such {level}.")
 
-    async def reachable(self, principal: Principal, level: str, name: str) -> bool:
-        """Whether the caller may see it."""
-        if level == "organisation":
-            return reach(principal) in (None, name)
-        if level == "model":
-            return True
-        try:
-            await self.check(principal, level, name)
-        except NotFound:
-            return False
-        return True
+    async def reachable(self, principal: Principal, subjects: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Return those of ``subjects`` (level and name) that the caller may see."""
+        own = reach(principal)
+        if own is None:
+            return set(subjects)
+        names = {level: {name for other, name in subjects if other == level} for level in ("key", "project")}
+        keys = await self._keys.owned(names["key"], own)
+        projects = await self._tenants.owned(names["project"], own)
+        seen = {("key", name) for name in keys} | {("project", name) for name in projects} | {("organisation", own)}
+        return {subject for subject in subjects if subject in seen or subject[0] == "model"}
 
 
 def create_policy_router(policies: Policies, budgets: Budgets, keys: Keys, tenants: Tenants) -> APIRouter:
@@ -116,14 +118,11 @@ def create_policy_router(policies: Policies, budgets: Budgets, keys: Keys, tenan
         return {"name": name, "removed": True}
 
     @router.get("/limits", summary="List limits of keys, projects, organisations and models")
-    async def list_limits(principal: Caller) -> dict[str, Any]:
+    async def list_limits(principal: Caller, after: _AfterSubject = "", limit: _Limit = 100) -> dict[str, Any]:
         policy = await policies.refresh()
-        found = [
-            {"level": level, "name": name, **_shown(limits)}
-            for (level, name), limits in sorted(policy.rules.items())
-            if await subjects.reachable(principal, level, name)
-        ]
-        return {"limits": found}
+        chosen, following = _page(await subjects.reachable(principal, policy.rules.keys()), after, limit)
+        shown = [{"level": level, "name": name, **_shown(policy.rules[level, name])} for level, name in chosen]
+        return {"limits": shown, "next": following}
 
     @router.put("/limits/{level}/{name}", summary="Limit all calls of a key, project, organisation or model")
     async def set_limit(level: Level, name: str, body: Limits, principal: Caller, actor: By) -> dict[str, Any]:
@@ -138,14 +137,10 @@ def create_policy_router(policies: Policies, budgets: Budgets, keys: Keys, tenan
         return {"level": level, "name": name, "removed": True}
 
     @router.get("/budgets", summary="List budgets and how they stand")
-    async def list_budgets(principal: Caller) -> dict[str, Any]:
-        states = await budgets.states()
-        found = [
-            show_budget(state)
-            for state in states
-            if await subjects.reachable(principal, state.budget.level, state.budget.name)
-        ]
-        return {"budgets": found}
+    async def list_budgets(principal: Caller, after: _AfterSubject = "", limit: _Limit = 100) -> dict[str, Any]:
+        policy = await policies.refresh()
+        chosen, following = _page(await subjects.reachable(principal, policy.budgets.keys()), after, limit)
+        return {"budgets": [show_budget(state) for state in await budgets.states(chosen)], "next": following}
 
     @router.put("/budgets/{level}/{name}/{period}", summary="Set what may be spent in a day or month (UTC)")
     async def set_budget(
@@ -165,6 +160,12 @@ def create_policy_router(policies: Policies, budgets: Budgets, keys: Keys, tenan
         return {"level": level, "name": name, "period": period, "removed": True}
 
     return router
+
+
+def _page(subjects: Collection[tuple[str, str]], after: str, limit: int) -> tuple[list[tuple[str, str]], str | None]:
+    """Up to ``limit`` subjects that come after ``after`` (``level/name``), and after what the next page begins."""
+    found = sorted(subject for subject in subjects if "/".join(subject) > after)
+    return found[:limit], "/".join(found[limit - 1]) if len(found) > limit else None
 
 
 def _shown(limits: Limits) -> dict[str, Any]:

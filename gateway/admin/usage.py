@@ -1,4 +1,4 @@
-"""``/admin/usage``: what was used and what it cost. A key with ``usage:read`` sees its own project."""
+"""``/admin/usage``: what was used and what it cost. A key with ``usage:read`` sees its own project, whole."""
 
 import datetime as dt
 from collections.abc import Callable

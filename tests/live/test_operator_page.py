@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.live, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "05-operator.md").read_text()
 BLOCKS = [
-    block for block in re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) if "tidegate" in block.lower()
+    block
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    if not language and "tidegate" in block.lower()
 ]
 SESSION = [block for block in BLOCKS if "tidegate serve" not in block and not block.startswith("tg_")]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import datetime as dt
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -12,24 +10,25 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import ValidationError
-from rich.markup import escape
 
-from gateway.access.audit import Actor, Audit, AuditError
-from gateway.access.key import IssuedKey, Key, KeySpec
+from gateway.access.audit import Actor, Audit
+from gateway.access.key import IssuedKey, Key, KeySpec, instant
 from gateway.access.keys import Keys
-from gateway.access.pepper import PepperError
-from gateway.errors import GatewayError
 from gateway.settings import Settings
-from gateway.store.database import Store, StoreError
+from gateway.store.database import Store
 from gateway.store.files import create_private
-from tidegate.console import JsonFlag, err, fail, print_json, print_table
+from tidegate.console import JsonFlag, err, fail, file_error, print_json, print_table
+from tidegate.store import with_store
 
-app = typer.Typer(help="API keys: create, list, show, update, rotate, revoke.", no_args_is_help=True)
+app = typer.Typer(
+    help="API keys: create, list, show, update, rotate, revoke.\n\n"
+    "Example: `tidegate keys create --project web --scope infer`",
+    no_args_is_help=True,
+)
 
 _Result = TypeVar("_Result")
 _CLI = Actor("cli")
-_DURATION = re.compile(r"(\d+)([smhd])")
+_DURATION = re.compile(r"(\d{1,12})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 WriteFlag = Annotated[
@@ -73,7 +72,7 @@ def create(
         return await keys.create(spec, _CLI)
 
     _check_target(write)
-    _hand_over(_with_keys(make), write, as_json)
+    _hand_over(_with_keys(make, create=True), write, as_json)
 
 
 @app.command()
@@ -83,7 +82,7 @@ def bootstrap(write: WriteFlag = None, as_json: JsonFlag = False) -> None:
     Example: `tidegate keys bootstrap --write admin.key`
     """
     _check_target(write)
-    _hand_over(_with_keys(lambda keys: keys.bootstrap(_CLI)), write, as_json)
+    _hand_over(_with_keys(lambda keys: keys.bootstrap(_CLI), create=True), write, as_json)
 
 
 @app.command("list")
@@ -203,52 +202,50 @@ def revoke(
         typer.echo(f"revoked {found.key_id}")
 
 
+@app.command("rotate-pepper")
+def rotate_pepper(as_json: JsonFlag = False) -> None:
+    """Add a version to the pepper file: new secrets are digested with it, the older ones go on working.
+
+    Back the file up again, and where gateways have copies of it, copy it to each before a key is made or rotated.
+
+    Example: `tidegate keys rotate-pepper`
+    """
+    done = _with_keys(lambda keys: keys.rotate_pepper(_CLI))
+    if as_json:
+        print_json(dataclasses.asdict(done))
+    else:
+        typer.echo(f"pepper version {done.version} added; keys still on an older one: {done.older_keys}")
+
+
 def describe(key: Key) -> dict[str, Any]:
     """Return what may be shown of a key, for JSON: instants as ISO 8601, UTC."""
     shown = dataclasses.asdict(key)
     shown["state"] = key.state(time.time())
     shown["prefix"] = key.prefix
     for name in ("created_at", "expires_at", "revoked_at", "last_used_at"):
-        shown[name] = _when(shown[name])
+        shown[name] = instant(shown[name])
     shown["secrets"] = [
-        {"last_four": secret.last_four, "created_at": _when(secret.created_at), "expires_at": _when(secret.expires_at)}
+        {
+            "last_four": secret.last_four,
+            "created_at": instant(secret.created_at),
+            "expires_at": instant(secret.expires_at),
+        }
         for secret in key.secrets
     ]
     return shown
 
 
-def with_store(work: Callable[[Store, Audit, Settings], Awaitable[_Result]]) -> _Result:
-    """Run ``work`` on the store that the environment names; a failure is one line and exit code 1."""
+def _with_keys(work: Callable[[Keys], Awaitable[_Result]], *, create: bool = False) -> _Result:
+    async def run(store: Store, settings: Settings) -> _Result:
+        return await work(await Keys(store, Audit(store, settings), settings).open())
 
-    async def run() -> _Result:
-        settings = Settings()
-        store = await Store.open(settings)
-        try:
-            return await work(store, Audit(store, settings), settings)
-        finally:
-            await store.close()
-
-    try:
-        return asyncio.run(run())
-    except GatewayError as error:
-        fail(escape(error.message))
-    except (StoreError, PepperError, AuditError) as error:
-        fail(escape(str(error)))
-    except ValidationError as error:
-        fail(escape("; ".join(f"{item['loc'][0] if item['loc'] else ''}: {item['msg']}" for item in error.errors())))
-
-
-def _with_keys(work: Callable[[Keys], Awaitable[_Result]]) -> _Result:
-    async def run(store: Store, audit: Audit, settings: Settings) -> _Result:
-        return await work(await Keys(store, audit, settings).open())
-
-    return with_store(run)
+    return with_store(run, create=create)
 
 
 def _check_target(write: Path | None) -> None:
     """Refuse before anything is made: a key whose file cannot be written would be lost."""
     if write is not None and (write.exists() or not write.parent.is_dir()):
-        fail(escape(f"{write} exists already" if write.exists() else f"there is no folder {write.parent}"))
+        fail(f"{write} exists already" if write.exists() else f"there is no folder {write.parent}")
 
 
 def _hand_over(issued: IssuedKey, write: Path | None, as_json: bool) -> None:
@@ -256,9 +253,9 @@ def _hand_over(issued: IssuedKey, write: Path | None, as_json: bool) -> None:
         try:
             written = create_private(write, issued.text.encode() + b"\n")
         except OSError as error:
-            fail(escape(f"{write}: {error.strerror}; the key {issued.key.key_id} was made: revoke it"))
+            fail(f"{file_error(error)}; the key {issued.key.key_id} was made: revoke it")
         if not written:
-            fail(escape(f"{write} exists already; the key {issued.key.key_id} was made: revoke it"))
+            fail(f"{write} exists already; the key {issued.key.key_id} was made: revoke it")
     shown = None if write is not None else issued.text
     if as_json:
         print_json({"key": shown, **describe(issued.key)} if shown else describe(issued.key))
@@ -280,14 +277,8 @@ def _key_id(text: str) -> str:
 def _seconds(text: str) -> float:
     match = _DURATION.fullmatch(text)
     if match is None:
-        fail(escape(f"{text!r} is not a duration such as 30m, 12h or 90d"))
+        fail(f"{text!r} is not a duration such as 30m, 12h or 90d")
     return float(int(match[1]) * _UNITS[match[2]])
-
-
-def _when(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return dt.datetime.fromtimestamp(seconds, dt.timezone.utc).isoformat(timespec="seconds")
 
 
 def _secret(secret: dict[str, Any]) -> str:

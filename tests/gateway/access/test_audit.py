@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import stat
+import threading
 
 import pytest
 import sqlalchemy as sa
@@ -58,6 +59,50 @@ async def test_an_untouched_chain_is_whole(written):
     found = await written.verify()
     assert found.whole
     assert (found.records, found.checkpoints, found.anchored) == (RECORDS, RECORDS, RECORDS)
+
+
+class Stalling:
+    """A signing key whose public half takes as long as it is told to."""
+
+    def __init__(self, key):
+        self._key = key
+        self.asked, self.released = threading.Event(), threading.Event()
+
+    def sign(self, payload):
+        return self._key.sign(payload)
+
+    def public_key(self):
+        return self
+
+    def verify(self, signature, payload):
+        self.asked.set()
+        assert self.released.wait(30), "the verification holds everything else up"
+        self._key.public_key().verify(signature, payload)
+
+
+@pytest.mark.parametrize("migrated_settings", ["sqlite"], indirect=True)
+async def test_others_go_on_while_the_chain_is_verified(written):
+    written._key = stalling = Stalling(written._key)
+    first, second = (asyncio.create_task(written.verify()) for _ in range(2))
+    assert await asyncio.to_thread(stalling.asked.wait, 30)
+    await written.record(SYSTEM, "test.act", "meanwhile")
+    assert len(await written.records()) == RECORDS + 1
+    assert not first.done()
+    assert not second.done()
+    stalling.released.set()
+    for found in (await first, await second):
+        assert found.whole
+        assert found.records == RECORDS + 1
+
+
+@pytest.mark.parametrize("migrated_settings", ["sqlite"], indirect=True)
+async def test_a_chain_of_many_pages_is_verified(written, monkeypatch, store):
+    monkeypatch.setattr("gateway.access.audit._PAGE", 3)
+    found = await written.verify()
+    assert found.whole
+    assert (found.records, found.checkpoints, found.anchored) == (RECORDS, RECORDS, RECORDS)
+    await tamper(store, sa.delete(audit_checkpoints).where(audit_checkpoints.c.number == 7))
+    assert await finding(written) == 7
 
 
 async def test_an_empty_chain_is_whole(audit):

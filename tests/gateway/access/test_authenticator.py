@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import socket
 from collections import Counter
 
 import pytest
@@ -10,6 +12,7 @@ from gateway.access.audit import Audit
 from gateway.access.authenticator import Authenticator
 from gateway.access.key import KeySpec
 from gateway.access.keys import Keys
+from gateway.access.oidc import TokenVerifier
 from gateway.access.throttle import Refusals
 from gateway.errors import Forbidden, GatewayError, RateLimited, Unauthenticated, Unavailable
 from gateway.settings import Settings
@@ -98,6 +101,65 @@ async def test_a_key_revoked_elsewhere_is_refused_within_the_bound(authenticator
         await authenticator.authenticate(make_call(issued.text))
 
 
+@pytest.fixture
+def away(settings, keys):
+    """A verifier of tokens whose provider does not answer."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        issuer = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        update = {"oidc_issuer": issuer, "oidc_audience": "tidegate"}
+        yield TokenVerifier(settings.model_copy(update=update), keys)
+
+
+def some_token(number: int = 0) -> str:
+    """Anybody's: well-formed, and signed by nobody that the gateway trusts."""
+    header = base64.urlsafe_b64encode(b'{"alg":"RS256","kid":"%d"}' % number).decode().rstrip("=")
+    return f"{header}.e30.c2ln"
+
+
+async def test_a_provider_that_is_away_stretches_no_keys_revocation(keys, store, settings, audit, away, clock, wall):
+    authenticator = Authenticator(keys, settings, tokens=away, clock=clock, wall_clock=wall)
+    issued = await keys.create(KeySpec("web"))
+    await authenticator.authenticate(make_call(issued.text))
+    await type(keys)(store, audit, settings, clock=wall).revoke(issued.key.key_id)
+    clock.forward(settings.key_cache_ttl_s)
+    with pytest.raises(Unavailable):
+        await authenticator.authenticate(make_call(some_token()))
+    with pytest.raises(Unauthenticated):
+        await authenticator.authenticate(make_call(issued.text))
+    assert authenticator.stale == 0
+    await authenticator.stop()
+
+
+async def test_tokens_that_nobody_answers_for_hold_no_slot_of_the_keys(keys, settings, clock, wall):
+    released = asyncio.Event()
+
+    class Silent:
+        async def verify(self, _token: str) -> None:
+            await released.wait()
+
+    authenticator = Authenticator(keys, settings, tokens=Silent(), clock=clock, wall_clock=wall)
+    calls = [
+        asyncio.create_task(outcome(authenticator, some_token(number), f"192.0.2.{number}")) for number in range(64)
+    ]
+    issued = await keys.create(KeySpec("web"))
+    assert await authenticator.authenticate(make_call(issued.text))
+    released.set()
+    await asyncio.gather(*calls)
+    await authenticator.stop()
+
+
+async def test_tokens_that_nobody_answers_for_are_throttled(keys, settings, away, clock, wall):
+    authenticator = Authenticator(keys, settings, tokens=away, clock=clock, wall_clock=wall)
+    kinds = Counter([(await outcome(authenticator, some_token(number)))[0] for number in range(100)])
+    assert set(kinds) == {Unavailable, RateLimited}
+    assert 15 <= kinds[Unavailable] <= 30
+    issued = await keys.create(KeySpec("web"))
+    clock.forward(1)
+    assert await authenticator.authenticate(make_call(issued.text))  # a neighbour with a key gets in
+    await authenticator.stop()
+
+
 async def test_a_key_revoked_here_is_refused_at_once(authenticator, keys):
     issued = await keys.create(KeySpec("web"))
     await authenticator.authenticate(make_call(issued.text))
@@ -143,6 +205,26 @@ async def test_of_many_calls_at_once_one_looks_the_key_up(authenticator, keys):
     calls = [authenticator.authenticate(make_call(issued.text)) for _ in range(200)]
     assert len(set(await asyncio.gather(*calls))) == 1
     assert authenticator.lookups == 1
+
+
+async def test_however_many_calls_meet_an_expiry_each_key_is_looked_up_once(authenticator, keys, settings, clock):
+    issued = [(await keys.create(KeySpec("web"))).text for _ in range(5)]
+
+    async def stampede() -> None:
+        await asyncio.gather(*(authenticator.authenticate(make_call(text)) for text in issued * 200))
+        await settle(authenticator)
+
+    for expiry in range(1, 5):
+        await stampede()
+        await stampede()  # fresh: nobody is asked
+        assert authenticator.lookups == len(issued) * expiry
+        clock.forward(settings.key_cache_ttl_s)
+    # Half-way to the next one the keys are looked up beside the calls, once each too.
+    await stampede()
+    clock.forward(settings.key_cache_ttl_s * 0.6)
+    await stampede()
+    await stampede()
+    assert authenticator.lookups == len(issued) * 6
 
 
 async def test_a_call_that_goes_away_takes_no_other_with_it(authenticator, keys):

@@ -186,6 +186,12 @@ async def test_the_first_administrator_is_made_once(keys):
     assert (await keys.bootstrap()).key.key_id != issued.key.key_id
 
 
+async def test_two_who_make_the_first_administrator_at_once_make_one(keys):
+    made = await asyncio.gather(*(keys.bootstrap() for _ in range(4)), return_exceptions=True)
+    assert sorted(type(result).__name__ for result in made) == ["Conflict"] * 3 + ["IssuedKey"]
+    assert len(await keys.page(organisation=OPERATOR)) == 1
+
+
 async def test_last_use_is_noted(keys, wall):
     issued = await keys.create(KeySpec("web"))
     assert issued.key.last_used_at is None
@@ -210,7 +216,7 @@ async def test_a_lost_pepper_is_not_silently_replaced(keys, store, settings, wal
 
 async def test_a_new_pepper_version_keeps_older_keys_valid(keys, store, settings, wall):
     old = await keys.create(KeySpec("web"))
-    assert add_version(settings) == 2
+    assert add_version(settings).versions == (1, 2)
     later = await Keys(store, Audit(store, settings), settings, clock=wall).open()
     new = await later.create(KeySpec("web"))
     assert [await valid(later, item.text) for item in (old, new)] == [True, True]
@@ -218,6 +224,48 @@ async def test_a_new_pepper_version_keeps_older_keys_valid(keys, store, settings
     pepper_file(settings).write_bytes(lines[1])  # version 1 withdrawn
     withdrawn = await Keys(store, Audit(store, settings), settings, clock=wall).open()
     assert [await valid(withdrawn, item.text) for item in (old, new)] == [False, True]
+
+
+async def test_a_pepper_is_rotated_under_running_gateways(keys, audit, store, settings, wall):
+    gateway = await Keys(store, Audit(store, settings), settings, clock=wall).open()
+    old = await keys.create(KeySpec("web"))
+    rotation = await keys.rotate_pepper()
+    assert (rotation.version, rotation.older_keys) == (2, 1)
+    new = await keys.create(KeySpec("web"))
+    assert [await valid(gateway, item.text) for item in (old, new)] == [True, True]
+    assert stat.S_IMODE(pepper_file(settings).stat().st_mode) == 0o600
+    await keys.rotate(old.key.key_id, overlap_s=0)
+    assert (await keys.rotate_pepper()).older_keys == 2  # both are on version 2 by now
+    written = [(record.action, record.object) for record in await audit.records() if "pepper" in record.action]
+    assert written == [("pepper.rotate", "2"), ("pepper.rotate", "3")]
+    assert await Keys(store, Audit(store, settings), settings, clock=wall).open()
+
+
+async def test_another_stores_pepper_file_is_not_learnt_from(keys, store, settings, wall):
+    gateway = await Keys(store, Audit(store, settings), settings, clock=wall).open()
+    old = await keys.create(KeySpec("web"))
+    await keys.rotate_pepper()
+    new = await keys.create(KeySpec("web"))
+    pepper_file(settings).write_bytes(b"1 " + b"00" * 32 + b"\n2 " + b"11" * 32 + b"\n")
+    assert [await valid(gateway, item.text) for item in (old, new)] == [True, False]
+    pepper_file(settings).unlink()
+    assert [await valid(gateway, item.text) for item in (old, new)] == [True, False]
+    assert not pepper_file(settings).exists()
+
+
+async def test_old_named_rotations_cost_no_digest(keys, wall, monkeypatch):
+    first = await keys.create(KeySpec("web"))
+    for number in range(8):
+        last = await keys.rotate(first.key.key_id, overlap_s=1, rotation=f"rotation {number}")
+        wall.forward(2)
+    digests = []
+    digest = keys._pepper.digest
+    monkeypatch.setattr(keys._pepper, "digest", lambda *given: digests.append(given) or digest(*given))
+    assert await valid(keys, last.text)
+    assert len(digests) == 1
+    assert not await valid(keys, first.text)
+    again = await keys.rotate(first.key.key_id, rotation="rotation 0")
+    assert again.text is None  # their names are known still
 
 
 async def test_a_pepper_file_that_is_none_is_refused(store, settings, audit):

@@ -136,3 +136,41 @@ def test_no_limits_no_headers():
 def test_limits_that_are_none_are_refused(values):
     with pytest.raises(ValidationError):
         Limits(**values)
+
+
+@pytest.mark.parametrize(
+    ("tier", "rule", "rate", "burst"),
+    [
+        ({"requests_per_second": 100, "burst": 200}, {"requests_per_second": 1}, 1, 1),
+        ({"requests_per_second": 1}, {"requests_per_second": 100, "burst": 200}, 1, 1),
+        ({"requests_per_second": 100}, {"burst": 5}, 100, 5),
+        ({"burst": 200}, {"requests_per_second": 7.5}, 7.5, 7),
+        ({"requests_per_second": 0.1, "burst": 3}, {"concurrency": 2}, 0.1, 3),
+        ({"requests_per_second": 5, "burst": 9}, {"requests_per_second": 50, "burst": 4}, 5, 4),
+    ],
+)  # fmt: skip
+def test_the_tighter_of_two_bursts_wins_as_it_is_beside_its_own_rate(tier, rule, rate, burst):
+    for one, other in ((tier, rule), (rule, tier)):
+        (bucket,) = gate_of([("key", "k", Limits(**one).narrowed(Limits(**other)))]).rates
+        assert (bucket.per_second, bucket.capacity) == (rate, burst)
+
+
+def test_what_a_share_never_holds_is_let_through_when_it_is_full_and_owed():
+    limiter, gate = LocalLimiter(), gate_of([("key", "k", Limits(tokens_per_minute=600))])
+    passed, waited = 0, 0.0
+    for second in range(1200):
+        verdict = limiter.take(gate, Units(tokens=500), float(second), 0.25)
+        assert verdict.remaining[0] >= 0
+        passed += verdict.refused is None
+        waited = max(waited, verdict.wait_s)
+    # A quarter of 600 a minute is 2.5 a second; the first one found a full share of 150.
+    assert passed == 6 == (150 + 1200 * 2.5) // 500
+    assert waited <= 500 / 2.5
+
+
+def test_a_debt_refuses_the_small_ones_too_until_it_is_paid():
+    limiter, gate = LocalLimiter(), gate_of([("key", "k", Limits(tokens_per_minute=600))])
+    assert limiter.take(gate, Units(tokens=500), 0.0, 0.5).refused is None
+    verdict = limiter.take(gate, Units(tokens=10), 0.0, 0.5)
+    assert verdict.wait_s == pytest.approx((200 + 10) / 5)
+    assert limiter.take(gate, Units(tokens=10), verdict.wait_s + 0.01, 0.5).refused is None

@@ -83,8 +83,12 @@ def oidc_settings(settings, provider):
 
 
 @pytest.fixture
-async def authenticator(keys, oidc_settings, clock):
-    tokens = create_token_verifier(oidc_settings, keys)
+def tokens(keys, oidc_settings):
+    return create_token_verifier(oidc_settings, keys)
+
+
+@pytest.fixture
+async def authenticator(keys, oidc_settings, tokens, clock):
     authenticator = Authenticator(keys, oidc_settings, tokens=tokens, clock=clock, wall_clock=time.time)
     yield authenticator
     await authenticator.stop()
@@ -98,7 +102,7 @@ async def refused(authenticator, token) -> bool:
     return False
 
 
-async def test_a_token_stands_for_its_project_and_scopes(authenticator, provider):
+async def test_a_token_stands_for_its_project_and_scopes(authenticator, tokens, provider):
     token = provider.token(tidegate_project="web", scope="openid infer tidegate:usage:read root")
     principal = await authenticator.authenticate(make_call(token))
     assert (principal.project, principal.organisation) == ("web", "acme")
@@ -107,7 +111,7 @@ async def test_a_token_stands_for_its_project_and_scopes(authenticator, provider
     assert "alice" not in principal.key_id
     again = await authenticator.authenticate(make_call(provider.token(tidegate_project="web", scope="infer")))
     assert again.key_id == principal.key_id
-    assert authenticator._tokens.key_sets.fetches == 1  # the key set is remembered
+    assert tokens.key_sets.fetches == 1  # the key set is remembered
 
 
 async def test_scopes_may_be_a_list_and_the_project_a_default(keys, oidc_settings, provider):
@@ -152,7 +156,7 @@ async def claims(provider):
     return jwt.decode(provider.token(tidegate_project="web", scope="infer"), options={"verify_signature": False})
 
 
-async def test_unsigned_and_symmetric_tokens_are_refused(authenticator, provider, claims):
+async def test_unsigned_and_symmetric_tokens_are_refused(authenticator, tokens, provider, claims):
     published = provider.keys()[0]
     public = jwt.PyJWK(published).key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -161,7 +165,7 @@ async def test_unsigned_and_symmetric_tokens_are_refused(authenticator, provider
     hmac_key = jwt.utils.base64url_encode(public).decode()
     for secret in (hmac_key, "x" * 64):
         assert await refused(authenticator, jwt.encode(claims, secret, algorithm="HS256"))
-    assert authenticator._tokens.key_sets.fetches == 0  # the algorithm alone decides
+    assert tokens.key_sets.fetches == 0  # the algorithm alone decides
 
 
 async def test_a_key_of_ones_own_is_refused(authenticator, provider, claims):

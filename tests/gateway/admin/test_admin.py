@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+
 from gateway.access import keyformat
-from tests.gateway.access.support import dump
+from gateway.access.limits import Limits
+from gateway.access.policy import Budget
+from gateway.store.tables import api_keys
+from tests.gateway.access.support import dump, statements
 
 
 async def test_the_life_of_a_key(operator, as_key, access):
@@ -38,6 +43,29 @@ async def test_the_life_of_a_key(operator, as_key, access):
     assert (await operator.post(f"{path}/revoke")).status_code == 200
     assert (await as_key(rotated.json()["key"]).get(path)).status_code == 401
     assert (await operator.patch(path, json={"label": "x"})).status_code == 409
+
+
+async def test_an_instant_that_cannot_be_written_is_refused(operator, make_key):
+    key = (await make_key("web")).key.key_id
+    for instant in ("9999-12-31T23:59:59-12:00", "9999-12-31T23:59:59.999999-00:01", "0001-01-01T00:00:00+12:00"):
+        for answer in (
+            await operator.post("/admin/keys", json={"project": "web", "expires_at": instant}),
+            await operator.patch(f"/admin/keys/{key}", json={"expires_at": instant}),
+        ):
+            assert (answer.status_code, answer.json()["param"]) == (422, "expires_at")
+    latest = await operator.patch(f"/admin/keys/{key}", json={"expires_at": "9999-12-31T23:59:59Z"})
+    assert latest.json()["expires_at"] == "9999-12-31T23:59:59+00:00"
+    assert (await operator.get("/admin/keys")).status_code == 200
+
+
+async def test_a_key_stored_with_an_instant_beyond_every_calendar_is_shown(operator, make_key, store):
+    key = (await make_key("web")).key.key_id
+    async with store.write() as connection:
+        await connection.execute(
+            sa.update(api_keys).where(api_keys.c.key_id == key).values(expires_at=253_402_343_999 * 10**6)
+        )
+    (shown,) = (await operator.get("/admin/keys", params={"project": "web"})).json()["keys"]
+    assert shown["expires_at"] == "9999-12-31T23:59:59+00:00"
 
 
 async def test_keys_come_in_pages(operator, make_key):
@@ -81,12 +109,32 @@ async def test_budgets(operator, tenant, victim):
     await operator.put("/admin/budgets/project/shop/month", json={"limit_usd": 5})
     await operator.put("/admin/budgets/organisation/acme/month", json={"limit_usd": 5})
     seen = (await tenant.get("/admin/budgets")).json()["budgets"]
-    assert [(budget["level"], budget["name"]) for budget in seen] == [("project", "web"), ("organisation", "acme")]
+    assert [(budget["level"], budget["name"]) for budget in seen] == [("organisation", "acme"), ("project", "web")]
     assert len((await operator.get("/admin/budgets")).json()["budgets"]) == 3
     assert (await tenant.delete("/admin/budgets/project/web/day")).status_code == 200
     for body in ({"limit_usd": -1}, {"limit_usd": "NaN"}, {"limit_usd": 1e9}, {"limit_usd": "x"}, {}):
         assert (await operator.put("/admin/budgets/project/web/day", json=body)).status_code == 422
     assert (await operator.put("/admin/budgets/project/web/year", json={"limit_usd": 1})).status_code == 422
+
+
+async def test_limits_and_budgets_come_in_pages_and_cost_no_statement_each(operator, tenant, access, make_key, store):
+    keys = [(await make_key("web", organisation="acme")).key.key_id for _ in range(5)]
+    stranger = (await make_key("shop", organisation="other")).key.key_id
+    for name in (*keys, stranger):
+        await access.policies.set_rule("key", name, Limits(concurrency=1))
+        await access.policies.set_budget(Budget("key", name, "day", 1))
+    for client, expected in ((tenant, keys), (operator, [*keys, stranger])):
+        for path in ("limits", "budgets"):
+            names, after = [], ""
+            while after is not None:
+                page = (await client.get(f"/admin/{path}", params={"limit": 2, "after": after})).json()
+                assert len(page[path]) <= 2
+                names += [item["name"] for item in page[path]]
+                after = page["next"]
+            assert names == sorted(expected)
+    with statements(store) as seen:
+        assert len((await tenant.get("/admin/limits")).json()["limits"]) == 5
+    assert sum("SELECT" in statement for statement in seen) <= 4
 
 
 async def test_the_audit_is_read_and_verified(operator, tenant):

@@ -112,6 +112,28 @@ async def test_nobody_gives_a_model_that_he_may_not_use(as_key, make_key):
     assert (await admin.post("/admin/keys", json={"project": "web", "models": ["digits"]})).status_code == 201
 
 
+async def test_a_tenant_makes_no_test_key_and_gives_no_tier_but_its_own(tenant, operator, as_key, make_key, access):
+    await operator.put("/admin/tiers/unlimited", json={})
+    before = await access.keys.page(organisation="acme")
+    for body in ({"test": True}, {"tier": "unlimited"}, {"tier": "not-defined"}, {"test": True, "tier": "default"}):
+        assert (await tenant.post("/admin/keys", json={"project": "web"} | body)).status_code == 403
+    path = f"/admin/keys/{before[0].key_id}"
+    assert (await tenant.patch(path, json={"tier": "unlimited"})).status_code == 403
+    assert (await tenant.patch(path, json={"test": True})).status_code == 422
+    assert [key.tier for key in await access.keys.page(organisation="acme")] == ["default"]
+    # Its own tier is what its keys get, named or not; and one that the operator chose stays.
+    bronze = as_key((await make_key("web", "keys:admin", organisation="acme", tier="bronze")).text)
+    for body in ({}, {"tier": "bronze"}):
+        made = await bronze.post("/admin/keys", json={"project": "web"} | body)
+        assert (made.status_code, made.json()["tier"], made.json()["test"]) == (201, "bronze", False)
+    gold = (await make_key("web", organisation="acme", tier="gold", test=True)).key.key_id
+    changed = await bronze.patch(f"/admin/keys/{gold}", json={"tier": "gold", "label": "x"})
+    assert (changed.status_code, changed.json()["tier"]) == (200, "gold")
+    assert (await bronze.patch(f"/admin/keys/{gold}", json={"tier": "default"})).status_code == 403
+    made = await operator.post("/admin/keys", json={"project": "web", "tier": "unlimited", "test": True})
+    assert (made.status_code, made.json()["tier"], made.json()["test"]) == (201, "unlimited", True)
+
+
 async def test_fields_that_are_none_change_nothing(tenant):
     own = (await tenant.get("/admin/keys")).json()["keys"]
     for field in ("budget", "role", "organisation", "temp_budget_increase", "key_id", "is_admin"):
@@ -184,6 +206,16 @@ async def test_refusals_are_in_the_audit_once(user, as_key, access, operator):
     records = [record for record in await access.audit.records(limit=1000) if record.action == "auth.refused"]
     counted = [item for record in records for item in json.loads(record.details).items()]
     assert sorted((reason.split()[0], count) for reason, count in counted) == [("forbidden", 1), ("invalid", 1)]
+
+
+async def test_who_guesses_is_told_which_limit_it_was(as_key):
+    guesser = as_key("tg_live_nonsense")
+    answers = [await guesser.get("/admin/keys") for _ in range(30)]
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["type"].endswith("#quota-exceeded")
+    assert refused.json()["violated-policies"] == ["address_refusals"]
+    assert refused.headers["ratelimit"].startswith('"address_refusals";r=0;t=')
+    assert int(refused.headers["retry-after"]) >= 1
 
 
 async def test_a_body_too_large_is_refused(operator, tenant):

@@ -159,11 +159,12 @@ def test_64_who_ignores_retry_after_costs_always_the_same(
         case.refused(client.post(limited.gateway + INFER, json=GOOD), 429, "oip")
         # What the server itself says that it took; the whole way includes this test's own client.
         took = []
-        for _ in range(200):
+        for _ in range(500):
             timing = client.post(limited.gateway + INFER, json=GOOD).headers["server-timing"]
             took.append(float(timing.split("total;dur=")[1]))
     assert halves[1] < 3 * halves[0]
     assert statistics.median(took) < 5.0
+    assert statistics.quantiles(took, n=100)[98] < 50.0  # one in a hundred may meet a machine that is busy
 
 
 # --- 65, 66: budgets and multipliers
