@@ -2,6 +2,7 @@
 # make test   installs what tests need and runs them all
 # make check  linters and types alone
 #
+# ARGS="--port 9000"      options of `tidegate up` (make run) or of pytest (make test)
 # PYTHON=python3.11       choose an interpreter (3.10 to 3.12)
 # TORCH_INDEX=https://…   an index with CPU builds of torch, to spare the download of CUDA libraries
 
@@ -9,11 +10,13 @@ VENV := .venv
 PYTHON ?=
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+# On a terminal pip shows how far it is; elsewhere it is quiet.
+PIP := [ -t 1 ] && quiet= || quiet=--quiet; \
+       $(BIN)/python -m pip install $$quiet --disable-pip-version-check --constraint constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: run test check format clean
+.PHONY: run test check format environment clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
@@ -36,7 +39,15 @@ format: $(VENV)/.test
 $(BIN)/python:
 	@python=$$(sh scripts/find-python.sh $(PYTHON)) && "$$python" -m venv $(VENV)
 
-$(VENV)/.run: $(BIN)/python $(SOURCES)
+# An environment of another Python is one line here; pip and the import system would need many.
+environment: $(BIN)/python
+	@found=$$($(BIN)/python -c 'import platform; print(platform.python_version())' 2>/dev/null || echo none); \
+	case $$found in 3.1[012].*) ;; *) \
+	  echo "error: $(VENV) is of Python $$found, and Tidegate needs 3.10 to 3.12: remove $(VENV), make run again" >&2; \
+	  exit 1 ;; \
+	esac
+
+$(VENV)/.run: $(BIN)/python $(SOURCES) | environment
 	@echo "installing Tidegate into $(VENV) (a few minutes the first time)"
 	@$(PIP) --editable '.[embedded,zoo,dashboard]'
 	@touch $@

@@ -18,12 +18,15 @@ from types import TracebackType
 from embedded import guard
 from embedded.control import TritonControl
 from embedded.errors import EmbeddedTritonError, ModelLoadError, PortInUseError, ServerDiedError, ServerNotReadyError
-from embedded.layout import find_wheel, lay_out, server_environment
+from embedded.layout import check_folder, find_wheel, lay_out, server_environment
 from embedded.ports import LOOPBACK, PORT_PURPOSES, choose_ports
 from embedded.server_log import describe_status, log_lines, telling_lines
 
 UNUSED_APIS = "shared-memory,trace,logging"
 """Nobody needs them here, and each is a way to other processes' memory or files: closed with a key that nobody has."""
+STUB_SHARED_BYTES = 4 * 2**20
+"""Shared memory to have free for each instance of a model: its stub begins with 1 MiB, and takes another for every
+one that the tensors of its largest batch fill."""
 START_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 300.0
 POLL_S = 0.05
@@ -175,7 +178,7 @@ class EmbeddedTriton:
                 on_model(name, count, len(wanted))
         missing = [name for name in wanted if name not in ready]
         done, failures = len(ready), {}
-        with ThreadPoolExecutor(self._load_threads, thread_name_prefix="triton-load") as pool:
+        with _abandoned_at_exit(ThreadPoolExecutor(self._load_threads, thread_name_prefix="triton-load")) as pool:
             loads = {pool.submit(control.load, name, max(0.1, deadline - time.monotonic())): name for name in missing}
             for load in as_completed(loads):
                 try:
@@ -184,8 +187,6 @@ class EmbeddedTriton:
                     failures.update(error.failures)
                     continue
                 except ServerNotReadyError:
-                    for other in loads:
-                        other.cancel()
                     self._raise_if_dead(settle_s=1.0)
                     raise
                 done += 1
@@ -242,16 +243,18 @@ class EmbeddedTriton:
         self,
         on_restart: Callable[[], None] | None = None,
         on_error: Callable[[EmbeddedTritonError], None] | None = None,
+        on_death: Callable[[str], None] | None = None,
         interval_s: float = 0.5,
     ) -> None:
         """Keep the server running from a background thread until :meth:`stop`.
 
-        ``on_restart()`` and ``on_error(error)`` are called in that thread after each restart and failed restart.
+        In that thread ``on_death(how)`` is called once when the server is found dead (``how``: its exit code or
+        signal in words), ``on_restart()`` and ``on_error(error)`` after each restart and failed restart.
         """
         if self._watcher is not None and self._watcher.is_alive():
             return
         self._watcher = threading.Thread(
-            target=self._watch, args=(on_restart, on_error, interval_s), name="triton-watch", daemon=True
+            target=self._watch, args=(on_restart, on_error, on_death, interval_s), name="triton-watch", daemon=True
         )
         self._watcher.start()
 
@@ -284,10 +287,16 @@ class EmbeddedTriton:
         self,
         on_restart: Callable[[], None] | None,
         on_error: Callable[[EmbeddedTritonError], None] | None,
+        on_death: Callable[[str], None] | None,
         interval_s: float,
     ) -> None:
+        dead = False
         while not self._stopping.wait(interval_s):
             before = self._pid
+            status = self.poll()
+            if on_death and status is not None and not dead:
+                on_death(describe_status(status))
+            dead = status is not None
             try:
                 self.ensure_running()
             except EmbeddedTritonError as error:
@@ -300,6 +309,8 @@ class EmbeddedTriton:
         wheel = find_wheel(self._wheel_search)
         if not self.model_repository.is_dir():
             raise EmbeddedTritonError(f"the model repository {self.model_repository} is not a folder")
+        check_folder(self.model_repository)
+        check_folder(self.work_dir)
         self._end_guard(0.0)
         self.work_dir.mkdir(parents=True, exist_ok=True)
         layout = lay_out(wheel, self.work_dir / "triton")
@@ -431,6 +442,15 @@ class EmbeddedTriton:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+@contextlib.contextmanager
+def _abandoned_at_exit(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """Ctrl-C does not wait for models that are half loaded: their threads end with the server."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager

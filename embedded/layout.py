@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -12,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedded.errors import UnsupportedPythonError, WheelNotFoundError
+from embedded.errors import EmbeddedTritonError, UnsupportedPythonError, WheelNotFoundError
 
 PACKAGE = "pytriton"
 INSTALL_HINT = "pip install 'tidegate[embedded]' brings the wheel nvidia-pytriton with it"
 PYTHON_BASED_BACKENDS = ("onnxruntime", "pytorch")
 STUB = "triton_python_backend_stub"
+UNQUOTED = re.compile(r"""[\s"'`$&;|<>(){}*?#~\\]""")
+"""What a shell does not take as it stands."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def find_wheel(search: Sequence[Path] | None = None, python_version: tuple[int, 
     Raises :class:`WheelNotFoundError`, :class:`UnsupportedPythonError`.
     """
     package = _package_folder(search)
-    version = ".".join(str(part) for part in (python_version or sys.version_info[:2]))
+    version = _version(python_version)
     root = package / "tritonserver"
     stubs = root / "python_backend_stubs"
     wheel = TritonWheel(
@@ -81,8 +84,22 @@ def _package_folder(search: Sequence[Path] | None) -> Path:
     raise WheelNotFoundError(f"no Triton server is installed; {INSTALL_HINT}")
 
 
+def _version(wanted: tuple[int, int] | None) -> str:
+    return ".".join(str(part) for part in (wanted or sys.version_info[:2]))
+
+
 def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise :class:`EmbeddedTritonError` for a path that Triton cannot start its stubs with.
+
+    Its Python backend hands the paths of stub and model to a shell, unquoted, and waits for a stub that never starts.
+    """
+    unfit = UNQUOTED.search(str(folder))
+    if unfit is not None:
+        raise EmbeddedTritonError(f"{folder}: Triton takes no folder with {unfit[0]!r} in its path")
 
 
 def lay_out(wheel: TritonWheel, folder: Path) -> Layout:
@@ -110,14 +127,17 @@ def lay_out(wheel: TritonWheel, folder: Path) -> Layout:
     return Layout(backends=backends, working_folder=working_folder)
 
 
-def server_environment(wheel: TritonWheel, inherited: dict[str, str]) -> dict[str, str]:
+def server_environment(
+    wheel: TritonWheel, inherited: dict[str, str], python_version: tuple[int, int] | None = None
+) -> dict[str, str]:
     """Environment of the server: ``inherited`` with the wheel's libraries and this interpreter put first.
 
     The stub embeds Python: it finds the virtual environment through ``python3`` on ``PATH`` and ``libpython``
-    through the loader. Raises :class:`UnsupportedPythonError` where there is no shared ``libpython``.
+    through the loader. ``python_version``: whose library is wanted (default: the running Python's).
+    Raises :class:`UnsupportedPythonError` where there is no shared ``libpython``.
     """
     libraries = [str(wheel.libraries)]
-    own_library = _python_library_folder()
+    own_library = _python_library_folder(_version(python_version))
     if own_library is not None:
         libraries.insert(0, str(own_library))
     environment = {name: value for name, value in inherited.items() if name != "PYTHONHOME"}
@@ -131,9 +151,8 @@ def _joined(first: Sequence[str], rest: str | None) -> str:
     return os.pathsep.join([*first, *([rest] if rest else [])])
 
 
-def _python_library_folder() -> Path | None:
-    """Folder of the running Python's ``libpython`` (``None``: the loader finds it by itself)."""
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+def _python_library_folder(version: str) -> Path | None:
+    """Folder of that Python's ``libpython`` (``None``: the loader finds it by itself)."""
     soname = f"libpython{version}.so.1.0"
     prefixes = (sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib"))
     for folder in (Path(prefix) for prefix in prefixes if prefix):

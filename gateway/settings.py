@@ -6,14 +6,43 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "TIDEGATE_"
+_TRITON_URL = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<grpc>[0-9]+)(?:/(?P<http>[0-9]+))?")
+
+
+class TritonAddress(NamedTuple):
+    """Where a Triton listens."""
+
+    host: str
+    """A name or an address; an IPv6 one without its brackets."""
+    grpc_port: int
+    http_port: int | None
+    """None: it is asked over gRPC alone."""
+
+    @property
+    def target(self) -> str:
+        """``host:port`` of the gRPC endpoint, an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.grpc_port}" if ":" in self.host else f"{self.host}:{self.grpc_port}"
+
+    @classmethod
+    def parse(cls, text: str) -> TritonAddress:
+        """From ``host:grpc_port`` or ``host:grpc_port/http_port``. Raises :class:`ValueError`."""
+        match = _TRITON_URL.fullmatch(text)
+        ports = [int(port) for port in match.group("grpc", "http") if port] if match else []
+        if match is None or not all(0 < port <= 65535 for port in ports):
+            raise ValueError(
+                f"{text!r} is no Triton: host:8001 or host:8001/8000 is expected, the gRPC port, then the HTTP port; "
+                "without http://, an IPv6 address in brackets"
+            )
+        return cls(match["host"].strip("[]"), ports[0], ports[1] if match["http"] else None)
 
 
 class Settings(BaseSettings):
@@ -172,19 +201,34 @@ class Settings(BaseSettings):
             raise ValueError("must be debug, info, warning or error")
         return value.lower()
 
+    @field_validator("triton_urls")
+    @classmethod
+    def _known_tritons(cls, value: str) -> str:
+        addresses = _split(value)
+        if not addresses:
+            raise ValueError("names no Triton: host:8001/8000 is expected, the gRPC port, then the HTTP port")
+        for address in addresses:
+            TritonAddress.parse(address)
+        return value
+
     @property
     def model_names(self) -> tuple[str, ...]:
         """``models``, split."""
-        return tuple(name.strip() for name in self.models.split(",") if name.strip())
+        return _split(self.models)
 
     @property
     def triton_targets(self) -> tuple[str, ...]:
         """``triton_urls``, split."""
-        return tuple(url.strip() for url in self.triton_urls.split(",") if url.strip())
+        return _split(self.triton_urls)
 
 
-CLIENT_PREFIXES = ("TIDEGATE_DASHBOARD_", "TIDEGATE_BENCH_")
-"""Variables of the dashboard and the benchmarks, which check their own."""
+def _split(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated setting."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+CLIENT_PREFIX = "TIDEGATE_DASHBOARD_"
+"""Variables of the dashboard, which checks its own."""
 CLIENT_VARIABLES = ("TIDEGATE_KEY", "TIDEGATE_URL")
 """What clients and the documentation's examples read."""
 
@@ -194,5 +238,5 @@ def unknown_variables(environment: Mapping[str, str] | None = None) -> list[str]
     known = {PREFIX + name.upper() for name in Settings.model_fields} | set(CLIENT_VARIABLES)
     names = os.environ if environment is None else environment
     return sorted(
-        name for name in names if name.startswith(PREFIX) and name not in known and not name.startswith(CLIENT_PREFIXES)
+        name for name in names if name.startswith(PREFIX) and name not in known and not name.startswith(CLIENT_PREFIX)
     )

@@ -7,12 +7,15 @@ import shutil
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from tests.turns import Turns
 
 ROOT = Path(__file__).parent
+BUILDING_S = 900
+"""Seconds for a test that may be the first to need the stack: on a clean clone it builds the models before."""
 _TURNS = pytest.StashKey[Turns]()
 
 
@@ -35,20 +38,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("live") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).parts[0]))
+        if "stack" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(BUILDING_S))
     items.sort(key=lambda item: (bool(item.get_closest_marker("live")), bool(item.get_closest_marker("slow"))))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under CI a test that skips has failed."""
+    return fail_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips as a whole."""
+    return fail_skipped((yield))
+
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def fail_skipped(report: Report) -> Report:
+    """``report``, a failure under CI if it was a skip: what CI does not test, nobody does."""
+    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.longrepr = f"{reason}: under CI no test may skip"
+    return report
 
 
 @pytest.fixture(scope="session")
 def require_program() -> Callable[[str], str]:
-    """Path of a system program; without it the test skips and says why, under CI it fails."""
+    """Path of a system program; without it the test skips and says why."""
 
     def find(name: str) -> str:
         path = shutil.which(name)
         if path is None:
-            message = f"{name} is not installed (scripts/install-debian.sh installs what the tests need)"
-            if os.environ.get("CI"):
-                pytest.fail(message)
-            pytest.skip(message)
+            pytest.skip(f"{name} is not installed (scripts/install-debian.sh installs what the tests need)")
         return path
 
     return find

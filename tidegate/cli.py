@@ -10,11 +10,12 @@ import typer
 
 from gateway.settings import unknown_variables
 from tidegate.commands import audit, bench, keys, models, serve, up, usage
-from tidegate.console import err
+from tidegate.console import fail
 
 app = typer.Typer(
     name="tidegate",
-    help="Models as a service: an authenticated, metered gateway in front of NVIDIA Triton Inference Server.",
+    help="Models as a service: an authenticated, metered gateway in front of NVIDIA Triton Inference Server.\n\n"
+    "Example: `tidegate up`",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -32,8 +33,7 @@ def root(
         raise typer.Exit
     unknown = unknown_variables()
     if unknown:
-        err.print(f"[bold red]error:[/] no such setting: {', '.join(unknown)} (docs/02-settings.md lists them all)")
-        raise typer.Exit(2)
+        fail(f"no such setting: {', '.join(unknown)} (docs/02-settings.md lists them all)", code=2)
 
 
 app.command()(up.up)
@@ -50,4 +50,4 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(up.INTERRUPTED)

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -86,24 +86,18 @@ class ChildProcess:
                 self._ended.wait()
 
 
-def port_is_free(host: str, port: int) -> bool:
-    """Whether ``port`` can be listened on (0: always)."""
-    if port == 0:
-        return True
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[int]:
+    """Listen on ``port`` (0: a free one) for as long as the block lasts; the port. Raises :class:`OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError:
-            return False
-    return True
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free to listen on
+        probe.bind((host, port))
+        probe.listen(1)
+        yield int(probe.getsockname()[1])
 
 
 def free_port(host: str) -> int:
     """A port that is free now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    with listening(host, 0) as port:
+        return port

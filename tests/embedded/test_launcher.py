@@ -91,10 +91,12 @@ def test_a_killed_server_is_restarted_on_its_ports_with_its_models(own: Embedded
     prefix = prefix_of(processes[0])
     restarts: list[int | None] = []
     errors: list[EmbeddedTritonError] = []
-    own.watch(on_restart=lambda: restarts.append(own.pid), on_error=errors.append, interval_s=0.1)
+    deaths: list[str] = []
+    own.watch(lambda: restarts.append(own.pid), errors.append, deaths.append, interval_s=0.1)
     processes[0].kill()
     wait_until(lambda: bool(restarts), "a restart")
     assert errors == []
+    assert deaths == ["killed by SIGKILL"]
     assert gone(processes), "stubs of the dead server are still there"
     assert not regions(prefix), "shared memory of the dead server is still there"
     assert (own.http_url, own.grpc_url, own.metrics_url) == urls
@@ -179,6 +181,19 @@ def test_wait_ready_reports_each_model_and_names_the_one_that_fails(repository: 
         assert triton.ready_models() == {"add_sub", "identity"}
     assert sorted(name for name, _, _ in seen) == ["add_sub", "identity"]
     assert [(ready, total) for _, ready, total in seen] == [(1, 3), (2, 3)]
+
+
+def test_an_interrupt_does_not_wait_for_models_that_load(repository: Path, tmp_path: Path) -> None:
+    """Ctrl-C is raised in the thread that waits, wherever it waits: in its callback as well."""
+
+    def interrupt(name: str, ready: int, total: int) -> None:
+        family(triton)[0].suspend()  # the load that goes on will not end before its server does
+        raise KeyboardInterrupt
+
+    with EmbeddedTriton(repository, tmp_path, ["add_sub", "identity"], 0, 0, 0, load_threads=1) as triton:
+        with pytest.raises(KeyboardInterrupt):
+            triton.wait_ready(on_model=interrupt)
+        family(triton)[0].resume()
 
 
 def test_an_unknown_model_is_named(triton: EmbeddedTriton) -> None:

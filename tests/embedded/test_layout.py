@@ -53,3 +53,10 @@ def test_the_environment_puts_the_wheel_and_this_python_first(wheel: TritonWheel
     assert environment["LD_LIBRARY_PATH"].split(":")[-2:] == [str(wheel.libraries), "/other"]
     assert "PYTHONHOME" not in environment
     assert environment["KEPT"] == "1"
+
+
+def test_a_python_without_its_shared_library_is_said(wheel: TritonWheel) -> None:
+    with pytest.raises(
+        UnsupportedPythonError, match=r"Python 3\.7 .* libpython3\.7\.so\.1\.0.*apt-get install libpython3\.7"
+    ):
+        server_environment(wheel, {}, python_version=(3, 7))

@@ -142,7 +142,8 @@ FAILURES = {
 }
 
 
-def test_failures_are_one_line(tidegate):
+def test_failures_are_one_line(tidegate, as_json):
+    as_json(keys.app, "create", "--project", "web")
     for message, words in FAILURES.items():
         code, out, err = tidegate(keys.app, *words)
         assert (code, out) == (1, "")
@@ -153,8 +154,8 @@ def test_failures_are_one_line(tidegate):
 def test_settings_that_are_none_are_one_line(tidegate, monkeypatch):
     monkeypatch.setenv("TIDEGATE_KEY_CACHE_TTL_S", "never")
     code, _, err = tidegate(keys.app, "list")
-    assert code == 1
-    assert "key_cache_ttl_s" in err
+    assert code == 2
+    assert "TIDEGATE_KEY_CACHE_TTL_S" in err
     monkeypatch.delenv("TIDEGATE_KEY_CACHE_TTL_S")
     monkeypatch.setenv("TIDEGATE_DATABASE_URL", "mysql://user:hunter2@host/db")
     code, _, err = tidegate(keys.app, "list")

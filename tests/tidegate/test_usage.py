@@ -100,6 +100,7 @@ def test_a_store_that_cannot_be_opened_is_one_line(settings, monkeypatch):
 
 
 def test_nothing_used_yet(settings):
+    asyncio.run(execute(settings, lambda _connection: asyncio.sleep(0)))
     assert "Nothing was used" in run().output
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from gateway.access.audit import Audit, Verification
 from gateway.access.chain import AuditRecord
-from tidegate.commands.keys import with_store
-from tidegate.console import JsonFlag, err, fail, print_json, print_table
+from tidegate.console import JsonFlag, err, fail, file_error, print_json, print_table
+from tidegate.store import with_store
 
-app = typer.Typer(help="The audit: verify, list, export.", no_args_is_help=True)
+app = typer.Typer(help="The audit: verify, list, export.\n\nExample: `tidegate audit verify`", no_args_is_help=True)
 
 _PAGE = 1000
 
@@ -29,19 +28,25 @@ def verify(as_json: JsonFlag = False) -> None:
 
     Example: `tidegate audit verify`
     """
-    found: Verification = with_store(lambda _store, audit, _settings: audit.verify())
+    found: Verification = with_store(lambda store, settings: Audit(store, settings).verify())
     if as_json:
         print_json({**dataclasses.asdict(found), "whole": found.whole})
     elif found.finding is None:
         typer.echo(
             f"whole: {found.records} records, {found.checkpoints} signed checkpoints, {found.anchored} of them anchored"
         )
+    if not as_json:
+        for silence in found.silences:
+            said = (
+                f"gateway {silence.gateway} has written nothing since record {silence.sequence}, {_when(silence.since)}"
+            )
+            err.print(f"{said}: it was killed, or its audit was stopped", highlight=False, markup=False)
     if not as_json and found.whole and found.checkpoints and not found.anchored:
         err.print("There is no anchor file here: a restored or cut database would not show.", highlight=False)
     if found.finding is not None:
         if as_json:
             raise typer.Exit(3)
-        fail(escape(f"record {found.finding.sequence}: {found.finding.reason}"), code=3)
+        fail(f"record {found.finding.sequence}: {found.finding.reason}", code=3)
 
 
 @app.command("list")
@@ -53,7 +58,7 @@ def list_records(
 
     Example: `tidegate audit list --limit 20`
     """
-    found = with_store(lambda _store, audit, _settings: audit.records(limit=limit, newest_first=True))
+    found = with_store(lambda store, settings: Audit(store, settings).records(limit=limit, newest_first=True))
     records = list(reversed(found))
     if as_json:
         print_json([describe(record) for record in records])
@@ -94,9 +99,9 @@ def export(
         return last
 
     try:
-        count = with_store(lambda _store, audit, _settings: pages(audit))
+        count = with_store(lambda store, settings: pages(Audit(store, settings)))
     except OSError as error:
-        fail(escape(f"{output}: {error.strerror}"))
+        fail(file_error(error))
     if output:
         typer.echo(f"{count} records written to {output}")
 

@@ -13,22 +13,31 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
-from rich.markup import escape
 
 from gateway.catalog import Catalog, CatalogError, ModelCard, Recipe, Source, TaskName, read_card, verify_hash
 from gateway.errors import GatewayError
 from gateway.settings import Settings
-from tidegate.console import JsonFlag, err, fail, out, print_json, print_table, progress
+from tidegate.console import (
+    JsonFlag,
+    complain,
+    err,
+    fail,
+    file_error,
+    load_settings,
+    print_json,
+    print_table,
+    progress,
+)
 from zoo.errors import ZooError
 from zoo.freshness import is_fresh
 
 if TYPE_CHECKING:
     from zoo.build import Builder
 
-app = typer.Typer(help="The models: list, build, show, evaluate, add, verify, remove.", no_args_is_help=True)
-
-STEPS = 5
-"""Steps of one build: source, export, parity, golden, config."""
+app = typer.Typer(
+    help="The models: list, build, show, evaluate, add, verify, remove.\n\nExample: `tidegate models list`",
+    no_args_is_help=True,
+)
 
 Names = Annotated[list[str] | None, typer.Argument(help="Models; default: all.", show_default=False)]
 Name = Annotated[str, typer.Argument(help="A model's name.")]
@@ -40,7 +49,7 @@ def list_models(as_json: JsonFlag = False) -> None:
 
     Example: `tidegate models list --json`
     """
-    cards = list(_catalog(Settings()))
+    cards = list(_catalog(load_settings()))
     if as_json:
         print_json([_summary(card) for card in cards])
         return
@@ -60,13 +69,17 @@ def list_models(as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def show(name: Name) -> None:
-    """Print a model's card as JSON: its recipe and the evidence of its build.
+def show(name: Name, as_json: JsonFlag = False) -> None:
+    """Show a model's card: its recipe and the evidence of its build.
 
-    Example: `tidegate models show sentiment`
+    Example: `tidegate models show sentiment --json`
     """
-    card = _card(Settings(), name)
-    print_json({**card.public(), "state": _state(card), "folder": str(card.folder)})
+    card = _card(load_settings(), name)
+    shown = {**card.public(), "state": _state(card), "folder": str(card.folder)}
+    if as_json:
+        print_json(shown)
+    else:
+        print_table("Model", ("field", "value"), _fields(shown))
 
 
 @app.command()
@@ -78,7 +91,7 @@ def build(
 
     Example: `tidegate models build sentiment qa --force`
     """
-    built = build_missing(Settings(), tuple(names or ()), force=force)
+    built = build_missing(load_settings(), tuple(names or ()), force=force)
     err.print(f"built: {', '.join(built)}" if built else "everything is up to date", highlight=False)
 
 
@@ -87,7 +100,7 @@ def stale_models(settings: Settings, names: Sequence[str] = ()) -> list[ModelCar
     try:
         return [card for card in Catalog.load(settings.model_repository, tuple(names)) if not is_fresh(card)]
     except CatalogError as error:
-        fail(escape(str(error)))
+        fail(str(error))
 
 
 def build_missing(settings: Settings, names: Sequence[str] = (), *, force: bool = False) -> list[str]:
@@ -99,29 +112,30 @@ def build_missing(settings: Settings, names: Sequence[str] = (), *, force: bool 
         cards = list(Catalog.load(settings.model_repository, tuple(names)))
         stale = cards if force else stale_models(settings, names)
     except CatalogError as error:
-        fail(escape(str(error)))
+        fail(str(error))
     if not stale:
         return []
     built, failures = _build_all(_builder(settings), stale, force=force)
     for failure in failures[:-1]:
-        err.print(f"[bold red]error:[/] {escape(failure)}", highlight=False)
+        complain(failure)
     if failures:
-        fail(escape(failures[-1]))
+        fail(failures[-1])
     return built
 
 
 def _build_all(builder: Builder, cards: Sequence[ModelCard], *, force: bool) -> tuple[list[str], list[str]]:
+    from zoo.build import STEPS  # noqa: PLC0415 - brings torch, as the builder did
+
     built: list[str] = []
     failures: list[str] = []
     with progress() as bar:
         models = bar.add_task("building models", total=len(cards))
-        steps = bar.add_task("", total=STEPS)
+        steps = bar.add_task("", total=len(STEPS))
         for card in cards:
-            bar.reset(steps, total=STEPS, description=card.name)
-            done = iter(range(STEPS))
+            bar.reset(steps, total=len(STEPS), description=card.name)
 
-            def on_step(step: str, name: str = card.name, done: Iterator[int] = done) -> None:
-                bar.update(steps, description=f"{name}: {step}", completed=next(done, STEPS))
+            def on_step(step: str, name: str = card.name) -> None:
+                bar.update(steps, description=f"{name}: {step}", completed=STEPS.index(step))
 
             try:
                 outcome = builder.build(card, force=force, step=on_step)
@@ -129,7 +143,7 @@ def _build_all(builder: Builder, cards: Sequence[ModelCard], *, force: bool) -> 
                 failures.append(str(error))
             else:
                 built += [card.name] if outcome.built else []
-            bar.update(steps, completed=STEPS)
+            bar.update(steps, completed=len(STEPS))
             bar.advance(models)
         bar.update(steps, visible=False)
     return built, failures
@@ -146,7 +160,7 @@ def evaluate(
 
     Example: `tidegate models evaluate sentiment --data ~/data`
     """
-    settings = Settings()
+    settings = load_settings()
     card = _card(settings, name)
     with _needs_zoo("evaluating"):
         from zoo.evaluate import Evaluator, below_floor  # noqa: PLC0415 - brings torch
@@ -164,7 +178,7 @@ def evaluate(
         return
     complaints = below_floor(found)
     if complaints:
-        fail(escape(f"{name}: {'; '.join(complaints)}; the recipe is left as it was"))
+        fail(f"{name}: {'; '.join(complaints)}; the recipe is left as it was")
     with _one_line():
         write_evaluations(card.folder / "model.yaml", found)
 
@@ -184,9 +198,9 @@ def add(
 
     Example: `tidegate models add distilbert/distilbert-base-uncased-finetuned-sst-2-english --task text-classification`
     """
-    settings = Settings()
+    settings = load_settings()
     if task not in get_args(TaskName):
-        fail(escape(f"unknown task {task!r}; there are: {', '.join(get_args(TaskName))}"))
+        fail(f"unknown task {task!r}; there are: {', '.join(get_args(TaskName))}")
     builder = _builder(settings)
     with _needs_zoo("adding a model"):
         from zoo.adding import default_name, describe  # noqa: PLC0415 - brings torch
@@ -194,7 +208,7 @@ def add(
     chosen = name or default_name(source)
     folder = settings.model_repository / chosen
     if folder.exists() and not force:
-        fail(escape(f"there is a model {chosen!r} already; --force replaces it, --name gives another name"))
+        fail(f"there is a model {chosen!r} already; --force replaces it, --name gives another name")
     is_folder = Path(source).is_dir()
     origin = Source(
         kind="local" if is_folder else "hub",
@@ -206,9 +220,9 @@ def add(
             recipe = describe(chosen, origin, task, labels=_split(labels))
         except ValidationError as error:
             problem = error.errors()[0]
-            fail(escape(f"{chosen}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}"))
+            fail(f"{chosen}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}")
         _add(builder, folder, recipe, write_recipe)
-    out.print(f"added {chosen}: {folder / 'model.yaml'}", highlight=False)
+    typer.echo(f"added {chosen}: {folder / 'model.yaml'}")
 
 
 def _add(builder: Builder, folder: Path, recipe: Recipe, write_recipe: Any) -> None:
@@ -221,7 +235,7 @@ def _add(builder: Builder, folder: Path, recipe: Recipe, write_recipe: Any) -> N
         write_recipe(path, recipe)
         _, failures = _build_all(builder, [read_card(folder)], force=True)
         if failures:
-            fail(escape(failures[0]))
+            fail(failures[0])
         done = True
     finally:
         if not done and before is not None:
@@ -236,7 +250,7 @@ def verify(names: Names = None, as_json: JsonFlag = False) -> None:
 
     Example: `tidegate models verify`
     """
-    results = {card.name: _hash_result(card) for card in _catalog(Settings(), tuple(names or ()))}
+    results = {card.name: _hash_result(card) for card in _catalog(load_settings(), tuple(names or ()))}
     if as_json:
         print_json(results)
     else:
@@ -255,7 +269,7 @@ def remove(
 
     Example: `tidegate models remove my-model --yes`
     """
-    card = _card(Settings(), name)
+    card = _card(load_settings(), name)
     if not yes:
         typer.confirm(f"Remove {'what was built of ' if built_only else ''}{name}?", abort=True)
     with _one_line():
@@ -273,7 +287,7 @@ def _catalog(settings: Settings, names: tuple[str, ...] = ()) -> Catalog:
     try:
         return Catalog.load(settings.model_repository, names)
     except CatalogError as error:
-        fail(escape(str(error)))
+        fail(str(error))
 
 
 def _card(settings: Settings, name: str) -> ModelCard:
@@ -294,7 +308,7 @@ def _needs_zoo(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        fail(escape(f"{what} needs the package {error.name or error}; `pip install 'tidegate[zoo]'` brings it"))
+        fail(f"{what} needs the package {error.name or error}; `pip install 'tidegate[zoo]'` brings it")
 
 
 @contextlib.contextmanager
@@ -303,9 +317,9 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (ZooError, CatalogError, GatewayError) as error:
-        fail(escape(str(error)))
+        fail(str(error))
     except OSError as error:
-        fail(escape(f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")))
+        fail(file_error(error))
 
 
 def _hash_result(card: ModelCard) -> str:
@@ -333,7 +347,20 @@ def _parity(card: ModelCard) -> str:
         return ""
     if card.recipe.parity.cosine is not None:
         return f"cos {evidence.parity_min_cosine:.3f}"
-    return f"{evidence.parity_max_abs_error:.1e}"
+    return f"{evidence.parity_max_abs_error:.0e}"
+
+
+def _fields(card: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A card as rows: ``parity.atol`` for what lies within; lists of plain values in one cell."""
+    for name, value in card.items():
+        if isinstance(value, dict):
+            yield from _fields(value, f"{prefix}{name}.")
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):
+            yield from _fields({str(number): item for number, item in enumerate(value)}, f"{prefix}{name}.")
+        elif isinstance(value, (list, tuple)):
+            yield f"{prefix}{name}", ", ".join(map(str, value))
+        elif value is not None:
+            yield f"{prefix}{name}", str(value)
 
 
 def _summary(card: ModelCard) -> dict[str, Any]:

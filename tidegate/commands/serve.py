@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from gateway.settings import Settings
-from tidegate.console import fail
+from tidegate.console import fail, file_error, load_settings
 
 
 def serve(
@@ -53,12 +51,5 @@ def serve(
         run(settings, announce)
     except StartupError as error:
         fail(str(error))
-
-
-def load_settings(given: dict[str, Any]) -> Settings:
-    """Settings from the environment, with the options that were given on the command line on top."""
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        fail(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}", code=2)
+    except OSError as error:  # the ready file's
+        fail(file_error(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,13 +17,14 @@ import typer
 
 from gateway.settings import Settings
 from tidegate.commands.models import stale_models
-from tidegate.commands.serve import load_settings
-from tidegate.console import err, fail, out, progress
+from tidegate.console import err, fail, file_error, load_settings, out, progress
 from tidegate.demo_key import DemoKeyError, ensure_demo_key
 from tidegate.processes import ChildProcess
 from tidegate.stack import Stack, StackError
 
 DEMO_KEY = "demo.key"
+INTERRUPTED = 130
+"""Exit code of a start that was ended by Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 def up(
@@ -62,7 +64,8 @@ def up(
         }
     )
     key_file = settings.data_dir / DEMO_KEY
-    stack = Stack(settings, dashboard=not no_dashboard)
+    stack = Stack(settings, dashboard=not no_dashboard, say=lambda line: err.print(line, markup=False, highlight=False))
+    ready = False
     with _terminated_as_interrupt():
         try:
             stack.check()
@@ -70,16 +73,20 @@ def up(
             ensure_demo_key(settings, key_file)
             _start(stack, key_file)
             _announce(stack, key_file, ready_file)
+            ready = True
             stack.watch()
         except (DemoKeyError, StackError) as error:
-            stack.stop()
             fail(str(error))
+        except OSError as error:  # the ready file's
+            fail(file_error(error))
         except KeyboardInterrupt:
             err.print("\nstopping …")
         finally:
             with _interrupts_ignored():
                 stack.stop()
     err.print("stopped; nothing is left running")
+    if not ready:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _build_missing(settings: Settings) -> None:
@@ -114,10 +121,9 @@ def _start(stack: Stack, key_file: Path) -> None:
 def _announce(stack: Stack, key_file: Path, ready_file: Path | None) -> None:
     example = "sentiment" if "sentiment" in stack.models else stack.models[0]
     shown = os.path.relpath(key_file)
-    out.print(
+    out.print("\nTidegate is ready.", style="bold green")
+    typer.echo(
         f"""
-[bold green]Tidegate is ready.[/]
-
   gateway     {stack.gateway_url}   (API description: {stack.gateway_url}/docs)
   gRPC        {stack.grpc_address}
   dashboard   {stack.dashboard_url or "not started"}
@@ -130,9 +136,7 @@ Try it:
   {_curl(stack, example, shown)}
 
 Ctrl-C stops everything.
-""",
-        highlight=False,
-        markup=True,
+"""
     )
     if ready_file is not None:
         triton = stack.triton
@@ -155,8 +159,9 @@ Ctrl-C stops everything.
 
 
 def _curl(stack: Stack, model: str, key_file: str) -> str:
-    curl = f"curl -s --cacert {os.path.relpath(stack.settings.tls_cert)}" if stack.settings.tls_cert else "curl -s"
-    key = f'-H "Authorization: Bearer $(cat {key_file})"'
+    certificate = stack.settings.tls_cert
+    curl = f"curl -s --cacert {shlex.quote(os.path.relpath(certificate))}" if certificate else "curl -s"
+    key = f'-H "Authorization: Bearer $(cat {shlex.quote(key_file)})"'
     if model == "sentiment":
         body = '{"inputs": "The tide came in, and it was wonderful."}'
         return f"{curl} {stack.gateway_url}/hf/models/sentiment {key} -d '{body}'"

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 
-from gateway.errors import GatewayError
 from gateway.ledger.export import to_csv, to_json_text
 from gateway.settings import Settings
 from gateway.store import usage_totals
-from gateway.store.database import Store, StoreError
+from gateway.store.database import Store
 from gateway.store.usage_daily import rebuild_daily
 from gateway.store.usage_reports import GroupBy, parse_day, summary
-from tidegate.console import JsonFlag, fail, out, print_json, print_table
+from tidegate.console import JsonFlag, fail, file_error, out, print_json, print_table
+from tidegate.store import with_store
 
-T = TypeVar("T")
-
-app = typer.Typer(help="What was used, and what it cost.", invoke_without_command=True)
+app = typer.Typer(
+    help="What was used, and what it cost.\n\n"
+    "Example: `tidegate usage --by day --since 7d --format csv --output week.csv`",
+    invoke_without_command=True,
+)
 
 _TABLE = {
     "requests": "requests",
@@ -50,10 +49,7 @@ def usage(
     output: Annotated[Path | None, typer.Option(help="File to write to; Parquet needs one.", dir_okay=False)] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Sum up usage by key, project, model or day.
-
-    Example: tidegate usage --by day --since 7d --format csv --output week.csv
-    """
+    """Sum up usage by key, project, model or day."""
     if context.invoked_subcommand is not None:
         return
     form = "json" if as_json else format
@@ -62,11 +58,11 @@ def usage(
     today = dt.datetime.now(dt.timezone.utc).date()
     first, last = _day("--since", since, today), _day("--until", until, today)
 
-    async def read(store: Store) -> list[dict[str, Any]]:
+    async def read(store: Store, _settings: Settings) -> list[dict[str, Any]]:
         async with store.read() as connection:
             return await summary(connection, by, since=first, until=last, project=project)
 
-    _print(_with_store(read), by, form, output)
+    _print(with_store(read), by, form, output)
 
 
 @app.command()
@@ -76,11 +72,11 @@ def rebuild(as_json: JsonFlag = False) -> None:
     Example: tidegate usage rebuild
     """
 
-    async def run(store: Store) -> list[dict[str, Any]]:
+    async def run(store: Store, _settings: Settings) -> list[dict[str, Any]]:
         async with store.write() as connection:
             return [*await rebuild_daily(connection), *await usage_totals.rebuild(connection)]
 
-    wrong = _with_store(run)
+    wrong = with_store(run)
     if as_json:
         print_json(wrong)
     elif wrong:
@@ -122,7 +118,7 @@ def _save(path: Path, data: bytes) -> None:
     try:
         path.write_bytes(data)
     except OSError as error:
-        fail(f"{path}: {error.strerror}")
+        fail(file_error(error))
 
 
 def _cell(value: Any) -> str:
@@ -142,19 +138,3 @@ def _day(option: str, value: str | None, today: dt.date) -> dt.date | None:
         return parse_day(value, today)
     except ValueError as error:
         fail(f"{option}: {error}", code=2)
-
-
-def _with_store(action: Callable[[Store], Awaitable[T]]) -> T:
-    async def run() -> T:
-        store = await Store.open(Settings())
-        try:
-            return await action(store)
-        finally:
-            await store.close()
-
-    try:
-        return asyncio.run(run())
-    except ValidationError as error:
-        fail(f"settings: {error.errors()[0]['msg']} ({'.'.join(map(str, error.errors()[0]['loc']))})", code=2)
-    except (StoreError, GatewayError) as error:
-        fail(str(error))
