@@ -23,7 +23,6 @@ STAGE_COLOURS = {
     "other": "#78716c",
     "network": "#3b82f6",
 }
-SERIES = ["#14a394", "#3b82f6", "#f59e0b", "#8b5cf6", "#ec4899", "#84cc16", "#ef4444", "#06b6d4", "#a16207", "#64748b"]
 
 
 def top_scores(scores: Sequence[Score]) -> alt.LayerChart:
@@ -51,7 +50,12 @@ def latency_split(metering: Metering) -> alt.Chart:
         alt.Chart(frame)
         .mark_bar(height=26)
         .encode(
-            x=alt.X("sum(ms):Q", title="milliseconds", axis=alt.Axis(grid=False, tickCount=6)),
+            x=alt.X(
+                "sum(ms):Q",
+                title="milliseconds",
+                scale=alt.Scale(nice=False),  # the bar is the time: it fills the width, and no label hangs over its end
+                axis=alt.Axis(grid=False, tickCount=6, labelBound=True),
+            ),
             color=alt.Color(
                 "stage:N",
                 sort=names,

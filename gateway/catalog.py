@@ -130,6 +130,8 @@ class Evaluation(_Schema):
     samples: int | None = None
     sha256: str | None = None
     """Of the data set's file(s)."""
+    model_sha256: str | None = None
+    """Of what was measured: the weights, and the fields of the recipe that decide an answer."""
     date: str | None = None
 
 

@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from gateway.catalog import Evidence, ModelCard, file_sha256, read_card
+from gateway.catalog import Evidence, ModelCard, Recipe, file_sha256, read_card
 from gateway.settings import Settings
 from zoo.config import LABELS_FILE, MODEL_FILES, config_pbtxt
-from zoo.errors import ZooError
+from zoo.errors import ValidationError, ZooError
 from zoo.export import export
-from zoo.freshness import build_key, is_fresh, library_versions, recipe_sha256
+from zoo.freshness import build_key, is_fresh, library_versions, recipe_sha256, scored_sha256
 from zoo.golden import check_golden
 from zoo.runtime import TaskRunner, load_runner
 from zoo.sources import load_source
@@ -76,6 +76,7 @@ class Builder:
     def _build_into(self, staging: Path, card: ModelCard, step: Step) -> Evidence:
         started = time.monotonic()
         recipe = card.recipe
+        _check_scores(recipe)
         key = build_key(recipe)
         step("source")
         source = load_source(recipe)
@@ -99,6 +100,14 @@ class Builder:
         if recipe.labels:
             (staging / LABELS_FILE).write_text("".join(f"{label}\n" for label in recipe.labels), encoding="utf-8")
         return _evidence(staging, card, model_file, parity, golden, key, time.monotonic() - started)
+
+
+def _check_scores(recipe: Recipe) -> None:
+    """Raise :class:`ValidationError` for a score that falls short; one of other weights says nothing about these."""
+    scored = scored_sha256(recipe)
+    for item in recipe.evaluations:
+        if item.value is not None and item.value < item.floor and item.model_sha256 in (None, scored):
+            raise ValidationError(f"{recipe.name}: {item.metric} is {item.value}, below the floor of {item.floor:g}")
 
 
 def _evidence(

@@ -18,6 +18,7 @@ from PIL import Image
 from gateway.catalog import Evaluation, ModelCard, file_sha256, verify_hash
 from gateway.settings import Settings
 from zoo.errors import EvaluationError
+from zoo.freshness import scored_sha256
 from zoo.runtime import ModuleRunner, TaskRunner, load_runner
 from zoo.sources import load_source
 from zoo.training.datasets import TaggedSentence, source_files
@@ -78,6 +79,7 @@ class Evaluator:
                     "value": round(measured.values[item.metric], 4),
                     "samples": measured.samples,
                     "sha256": _sha256(measured.files),
+                    "model_sha256": scored_sha256(self._card.recipe),
                     "date": datetime.now(timezone.utc).date().isoformat(),
                 }
             )

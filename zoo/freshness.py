@@ -28,6 +28,11 @@ BUILDERS = (
 UNBUILT_FIELDS = {"title", "description", "languages", "licence", "notes", "evaluations"}
 """Fields of a recipe that a build does not depend on."""
 
+UNSCORED_FIELDS = UNBUILT_FIELDS | {
+    "architecture", "max_batch_size", "batching", "instances", "parameters", "response_cache", "parity", "golden",
+}  # fmt: skip
+"""Fields of a recipe that a task score does not depend on."""
+
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.spm", "*.model", "*.txt", "1_Pooling/*.json", "README.md")
 """What is read of a checkpoint folder; pickles are not."""
 
@@ -53,6 +58,16 @@ def recipe_sha256(recipe: Recipe) -> str:
     """Of the fields that a build depends on: a new score or note makes no model stale."""
     fields = recipe.model_dump(mode="json", exclude=UNBUILT_FIELDS)
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def scored_sha256(recipe: Recipe) -> str:
+    """Of what a task score is a score of: the weights, and the fields that decide an answer.
+
+    Neither code nor library versions are in it: what they may change, parity and golden answers bound in every build.
+    """
+    fields = recipe.model_dump(mode="json", exclude=UNSCORED_FIELDS)
+    parts = [json.dumps(fields, sort_keys=True), *source_fingerprint(recipe)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def library_versions() -> dict[str, str]:
@@ -95,12 +110,16 @@ def source_fingerprint(recipe: Recipe) -> list[str]:
 
 @cache
 def package_fingerprint(name: str) -> str:
-    """A distribution's version and the hashes that its RECORD has of every file in it."""
+    """A distribution's version and the hashes that its RECORD has of every file in it.
+
+    What pip made beside the package (compiled files, scripts that name this interpreter) is no part of it.
+    """
     try:
         record = metadata.distribution(name).read_text("RECORD") or ""
     except metadata.PackageNotFoundError:
         return f"{name}: missing"
-    lines = sorted(line for line in record.splitlines() if ".dist-info/" not in line and not line.endswith(".pyc,,"))
+    made = (".dist-info/", "__pycache__/", "../")
+    lines = sorted(line for line in record.splitlines() if not any(part in line for part in made))
     return f"{name}=={package_version(name)} {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
 
 

@@ -16,8 +16,7 @@ from torch import nn
 from gateway.catalog import ModelCard, Recipe
 from gateway.settings import Settings
 from gateway.tasks import create_task
-from gateway.tasks.base import Task
-from gateway.tasks.text import Tokenizers
+from gateway.tasks.base import Shared, Task
 from gateway.triton.tensors import from_numpy, to_numpy
 from gateway.types import InferenceRequest, InferenceResult
 
@@ -100,13 +99,13 @@ class TaskRunner:
         self._card = card
         self._runner = runner
         self._settings = settings
-        self._tokenizers = Tokenizers()
+        self._shared = Shared()
         self._tasks: dict[str, Task] = {}
 
     def call(self, task: str, inputs: Any, options: Mapping[str, Any] | None = None) -> Any:
         """The answer (see :mod:`gateway.tasks.answers`). Raises ``GatewayError``."""
         if task not in self._tasks:
-            self._tasks[task] = create_task(self._card, task, self._settings, self._tokenizers)
+            self._tasks[task] = create_task(self._card, task, self._settings, self._shared)
         plan = self._tasks[task].plan(inputs, options or {})
         return plan.finish([infer(self._runner, request) for request in plan.requests])
 

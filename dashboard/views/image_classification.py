@@ -11,6 +11,7 @@ from dashboard.uploads import EXTENSIONS, MAX_BYTES, Refused, inspect
 
 NAME = "image_classification"
 SOURCES = ["Sample", "Upload", "Camera"]
+PHOTO = "camera.jpg"
 
 
 def choose_source(model: Model) -> examples.Source | None:
@@ -28,18 +29,28 @@ def choose_source(model: Model) -> examples.Source | None:
             key=f"{NAME}.upload",
             max_upload_size=MAX_BYTES // 2**20,
         )
-        note = "The path is that of your own file."
+        name, note = upload.name if upload else "", "The path is that of your own file."
     else:
         upload = st.camera_input("Take a picture", key=f"{NAME}.camera")
-        note = "Save the picture under that name first."
+        name, note = PHOTO, "Save the picture under that name first."
     if upload is None:
         return None
     try:
-        picture = inspect(upload.name, upload.getvalue())
+        picture = inspect(name, upload.getvalue())
     except Refused as refusal:
         st.warning(literal(str(refusal)), icon=":material/block:")
         return None
     return examples.Source(picture, picture.name, note)
+
+
+def show(source: examples.Source) -> None:
+    """The picture with its name and size; of a photo only these, as the camera's own field shows it."""
+    picture = source.picture
+    caption = literal(f"{picture.name}, {picture.width} × {picture.height}")
+    if st.session_state[f"{NAME}.way"] == "Camera":
+        st.caption(caption)
+    else:
+        st.image(picture.data, caption=caption, width=360)
 
 
 def classify(model: Model, source: examples.Source) -> layout.Shown[list[Score]]:
@@ -58,11 +69,7 @@ with left:
     source = choose_source(model) if model else None
     if model:
         if source:
-            st.image(
-                source.picture.data,
-                caption=literal(f"{source.picture.name}, {source.picture.width} × {source.picture.height}"),
-                width=360,
-            )
+            show(source)
         if st.button("Classify", type="primary", disabled=source is None, key=f"{NAME}.run") and source:
             layout.ask(NAME, classify, model, source)
 with right:

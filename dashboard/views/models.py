@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ def overview(models: list[Model]) -> pd.DataFrame:
                 "task": model.card.get("task") or "raw tensors",
                 "format": _format(model.card),
                 "score": score_of(model),
-                "size": _megabytes(model.card),
+                "size": _size(model.card),
                 "licence": model.card.get("licence"),
                 "architecture": model.card.get("architecture"),
             }
@@ -48,12 +49,20 @@ def overview(models: list[Model]) -> pd.DataFrame:
 
 def _format(card: Mapping[str, Any]) -> str:
     quantisation = card.get("quantisation", "none")
-    return str(card.get("format")) + ("" if quantisation == "none" else f" ({quantisation})")
+    return str(card.get("format")) + ("" if quantisation == "none" else f", {quantisation.removeprefix('dynamic-')}")
 
 
-def _megabytes(card: Mapping[str, Any]) -> str:
+def _size(card: Mapping[str, Any]) -> str:
     evidence = card.get("evidence")
-    return f"{evidence['model_bytes'] / 2**20:.1f} MB" if evidence else "–"
+    if not evidence:
+        return "–"
+    size = evidence["model_bytes"]
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size:,} B"
+
+
+def _built(evidence: Mapping[str, Any]) -> str:
+    moment = dt.datetime.fromisoformat(evidence["built_at"])
+    return f"{moment:%Y-%m-%d %H:%M} UTC, in {evidence['build_seconds']:.1f} s"
 
 
 def card(model: Model) -> None:
@@ -90,8 +99,8 @@ def card(model: Model) -> None:
                     "Largest difference from the source model": f"{evidence['parity_max_abs_error']:.2g} "
                     f"in {evidence['parity_cases']} cases",
                     "Golden answers given": evidence["golden_passed"],
-                    "Size": _megabytes(about),
-                    "Built": f"{evidence['built_at']} in {evidence['build_seconds']:.1f} s",
+                    "Size": _size(about),
+                    "Built": _built(evidence),
                     "SHA-256": evidence["model_sha256"][:16] + "…",
                 }
             )
@@ -125,7 +134,7 @@ else:
         served = session.models()
     if served:
         st.dataframe(
-            overview(served), hide_index=True,
+            overview(served), hide_index=True, height="content",
             column_config={"ready": st.column_config.CheckboxColumn(width="small")},
         )  # fmt: skip
         by_name = {model.name: model for model in served}

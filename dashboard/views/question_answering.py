@@ -36,7 +36,8 @@ def show(context: str, spans: list[Span]) -> None:
     st.html(marked(context, [Mark(best.start, best.end, f"{best.score:.2f}", BEST)]))
     score = st.column_config.ProgressColumn("score", format="%.3f", min_value=0, max_value=1)
     table = pd.DataFrame([{"answer": span.answer, "score": span.score} for span in spans])
-    st.dataframe(table, hide_index=True, column_config={"score": score})
+    text = st.column_config.TextColumn("answer", width=320)  # a long one must not push the scores out of sight
+    st.dataframe(table, hide_index=True, column_config={"answer": text, "score": score})
 
 
 layout.head("Question answering", "Ask a text. The answer is a piece of it, marked where it stands.")

@@ -14,6 +14,7 @@ from dashboard.client import GatewayFailure
 NAME = "usage"
 PERIODS = {"7 days": 7, "30 days": 30, "90 days": 90}
 RECORDS = 50
+CENT = 0.01  # USD; where all sums are below, they are shown in µ$
 SUMS = ("model", "requests", "completed", "failed", "tokens", "pixels", "compute_ms", "cost_usd", "billed_usd")
 LATEST = (
     "received_at", "model", "operation", "state", "status", "tokens", "pixels", "total_ms", "compute_ms", "cost_usd",
@@ -44,13 +45,35 @@ def totals(rows: list[dict[str, Any]]) -> None:
     boxes[3].metric("Cost", layout.dollars(float(frame["cost_usd"].sum())) if "cost_usd" in frame else "–", border=True)
 
 
+def unit(rows: list[dict[str, Any]]) -> tuple[str, float]:
+    """The unit that shows the digits of the rows' costs, and how many of it are a dollar."""
+    return ("USD", 1.0) if max((row.get("cost_usd", 0.0) for row in rows), default=0.0) >= CENT else ("µ$", 1e6)
+
+
 def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """The rows' columns that a visitor reads, in a fixed order."""
+    """The rows' columns that a visitor reads, in a fixed order and with their units."""
     frame = pd.DataFrame(rows)
     shown = [name for name in columns if name in frame]
-    formats = {name: st.column_config.NumberColumn(format="%.3f") for name in shown if name.endswith("_ms")}
-    money = {name: st.column_config.NumberColumn(format="$%.9f") for name in shown if name.endswith("_usd")}
-    st.dataframe(frame, hide_index=True, column_order=shown, column_config=formats | money)
+    sign, per_dollar = unit(rows)
+    formats: dict[str, Any] = {}
+    for name in shown:
+        what, _, measure = name.rpartition("_")
+        if measure == "ms":
+            formats[name] = st.column_config.NumberColumn(f"{what}, ms", format="%.3f")
+        elif measure == "usd":
+            frame[name] *= per_dollar
+            formats[name] = st.column_config.NumberColumn(f"{what}, {sign}", format="%.4f")
+        elif name == "received_at":
+            frame[name] = pd.to_datetime(frame[name], utc=True)
+            formats[name] = st.column_config.DatetimeColumn("received, UTC", format="YYYY-MM-DD HH:mm:ss")
+    st.dataframe(frame, hide_index=True, height="content", column_order=shown, column_config=formats)
+
+
+def cost_chart(rows: list[dict[str, Any]], by: str, *, time: bool = False) -> None:
+    """Cost of each row, in the unit that shows its digits."""
+    sign, per_dollar = unit(rows)
+    costs = [{by: row[by], "cost": row["cost_usd"] * per_dollar} for row in rows]
+    st.altair_chart(charts.bars(costs, by, "cost", sign, time=time), alt=f"Cost by {by}")
 
 
 def report(since: str) -> None:
@@ -63,9 +86,11 @@ def report(since: str) -> None:
     by_day = session.client().usage("day", since=since)
     left, right = st.columns(2, gap="large")
     left.markdown("**Cost by model**")
-    left.altair_chart(charts.bars(by_model, "model", "cost_usd", "USD"), alt="Cost by model")
+    with left:
+        cost_chart(by_model, "model")
     right.markdown("**Cost by day**")
-    right.altair_chart(charts.bars(by_day, "day", "cost_usd", "USD", time=True), alt="Cost by day")
+    with right:
+        cost_chart(by_day, "day", time=True)
     st.markdown("**By model**")
     table(by_model, SUMS)
     st.markdown(f"**The latest {RECORDS} requests**")

@@ -93,6 +93,13 @@ def test_refusals_are_said_plainly(
 
 
 @pytest.mark.parametrize("page", ALL_PAGES)
+def test_a_page_begins_with_its_title(open_page: OpenPage, page: str) -> None:
+    app = open_page(page)
+    assert app.main[0].type == "title"
+    assert len(app.title) == 1
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
 def test_no_gateway_is_said_plainly(open_page: OpenPage, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     monkeypatch.setenv("TIDEGATE_DASHBOARD_GATEWAY_URL", "http://127.0.0.1:9")
     st.cache_resource.clear()
@@ -193,14 +200,12 @@ def test_image_page_has_digits_and_photos(open_page: OpenPage, gateway: Contract
     assert "tabby" in visible(app)
 
 
-CAMERA = pytest.param(
-    "Camera",
-    "camera.jpg",
-    marks=pytest.mark.skipif(not hasattr(AppTest, "camera_input"), reason="this Streamlit's AppTest has no camera"),
-)
+PICTURES = [("Upload", "my pic.jpg"), ("Camera", "camera.jpg")]
+if not hasattr(AppTest, "camera_input"):  # a Streamlit whose AppTest has no camera cannot be asked
+    PICTURES = PICTURES[:1]
 
 
-@pytest.mark.parametrize(("way", "name"), [("Upload", "my pic.jpg"), CAMERA])
+@pytest.mark.parametrize(("way", "name"), PICTURES)
 def test_image_page_sends_what_the_visitor_brings(
     open_page: OpenPage, gateway: ContractGateway, way: str, name: str
 ) -> None:
@@ -316,6 +321,7 @@ def test_models_page_shows_cards_with_evidence(open_page: OpenPage) -> None:
     shown = visible(app)
     assert "accuracy 0.881 (floor 0.875)" in shown
     assert "1.2e-06 in 9 cases" in shown
+    assert "UTC, in" in shown
     assert "Apache-2.0" in shown
     app.selectbox(key="models.card").set_value("identity").run()
     assert "no build evidence" in visible(app)
@@ -328,7 +334,10 @@ def test_usage_page_shows_totals_charts_and_records(open_page: OpenPage, gateway
     assert metrics["Tokens"] == "680"
     assert {request.query["group_by"] for request in gateway.asked("/admin/usage")} == {"model", "day"}
     assert len(app.get("vega_lite_chart")) == 2
-    assert len(app.dataframe) == 2
+    by_model, latest = (table.value for table in app.dataframe)
+    assert list(by_model["cost_usd"]) == pytest.approx([100.0, 200.0]), "below a cent: in millionths of a dollar"
+    assert latest["received_at"].dt.tz is not None
+    assert list(latest["cost_usd"]) == pytest.approx([1.2])
 
 
 def test_usage_page_explains_a_key_without_the_right(open_page: OpenPage) -> None:

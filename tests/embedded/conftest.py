@@ -35,9 +35,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory, wheel: TritonWheel) -> 
 
 @pytest.fixture(scope="session")
 def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
-    """A running server without models."""
-    with serving(repository, tmp_path_factory.mktemp("triton")) as server:
-        yield server
+    """A running server without models, whose backends choose their threads themselves."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("OMP_NUM_THREADS", raising=False)
+        with serving(repository, tmp_path_factory.mktemp("triton")) as server:
+            yield server
 
 
 @pytest.fixture

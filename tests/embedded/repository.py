@@ -54,6 +54,7 @@ class Repository:
         extra: str = "",
         initializers: Sequence[onnx.TensorProto] = (),
         optional: Sequence[str] = (),
+        ragged: bool = False,
         config: str | None = None,
         filename: str = "model.onnx",
     ) -> str:
@@ -68,8 +69,8 @@ class Repository:
         graph = helper.make_graph(list(nodes), name, values(inputs), values(outputs), list(initializers))
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         onnx.checker.check_model(model)
-        text = describe("onnxruntime", inputs, outputs, max_batch_size, extra, optional) if config is None else config
-        self.write_config(name, text)
+        described = describe("onnxruntime", inputs, outputs, max_batch_size, extra, optional, ragged=ragged)
+        self.write_config(name, described if config is None else config)
         onnx.save(model, str(self.folder / name / "1" / filename))
         return name
 
@@ -83,8 +84,9 @@ class Repository:
         max_batch_size: int = 8,
         extra: str = "",
         optional: Sequence[str] = (),
+        ragged: bool = False,
     ) -> str:
-        self.write_config(name, describe("pytorch", inputs, outputs, max_batch_size, extra, optional))
+        self.write_config(name, describe("pytorch", inputs, outputs, max_batch_size, extra, optional, ragged=ragged))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit itself
             torch.jit.save(torch.jit.script(forward), str(self.folder / name / "1" / "model.pt"))
@@ -98,13 +100,16 @@ def describe(
     max_batch_size: int,
     extra: str = "",
     optional: Sequence[str] = (),
+    *,
+    ragged: bool = False,
 ) -> str:
-    """``config.pbtxt`` as NVIDIA's container would take it."""
+    """``config.pbtxt`` as NVIDIA's container would take it; ``ragged``: a batch may hold inputs of several lengths."""
 
     def tensors(kind: str, entries: Sequence[Tensor]) -> str:
         return "\n".join(
             f'{kind} {{ name: "{name}" data_type: TYPE_{dtype} dims: {list(dims)}'
-            f"{' optional: true' if name in optional else ''} }}"
+            f"{' optional: true' if name in optional else ''}"
+            f"{' allow_ragged_batch: true' if ragged and kind == 'input' else ''} }}"
             for name, dtype, dims in entries
         )
 
@@ -143,6 +148,31 @@ class Lookup(torch.nn.Module):
 class Greet(torch.nn.Module):
     def forward(self, names: list[str]) -> list[str]:
         return ["hello " + name for name in names]
+
+
+class Forget(torch.nn.Module):
+    def forward(self, names: list[str]) -> list[str]:
+        return names[1:]
+
+
+class Negate(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x
+
+
+class Modes(torch.nn.Module):
+    """For each row: whether gradients could be computed, and whether its tensors are of the inference mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        modes = torch.tensor([torch.is_grad_enabled(), (x + 1.0).is_inference()])
+        return modes.expand(x.shape[0], 2)
+
+
+class Parallel(torch.nn.Module):
+    """An operator large enough for libtorch to start its threads."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.zeros(1 << 20).add(1.0).mean()
 
 
 class Ten(torch.nn.Module):
@@ -214,9 +244,8 @@ def _build_onnx(repository: Repository) -> None:
         [helper.make_node("Neg", ["X"], ["Y"])],
         [("X", "INT64", [-1])],
         [("Y", "INT64", [-1])],
-        config=describe("onnxruntime", [("X", "INT64", [-1])], [("Y", "INT64", [-1])], 8, batching).replace(
-            "dims: [-1] }\noutput", "dims: [-1] allow_ragged_batch: true }\noutput"
-        ),
+        extra=batching,
+        ragged=True,
     )
     repository.onnx(
         "lookup",
@@ -226,7 +255,18 @@ def _build_onnx(repository: Repository) -> None:
         initializers=[helper.make_tensor("TABLE", TensorProto.FLOAT, [10], [10.0 * row for row in range(10)])],
         extra=batching,
     )
-    repository.onnx("instances", identity, *wide, extra="instance_group { count: 2 kind: KIND_CPU }")
+    repository.onnx(
+        "bfloat16",
+        [
+            helper.make_node("Cast", ["X"], ["WIDE"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["WIDE"], ["NARROW"], to=TensorProto.BFLOAT16),
+        ],
+        [("X", "BF16", [2])],
+        [("WIDE", "FP32", [2]), ("NARROW", "BF16", [2])],
+        extra=batching,
+    )
+    for count in (1, 2):
+        repository.onnx(f"instances_{count}", identity, *wide, extra=_instances(count))
     for threads in (1, 4):
         repository.onnx(
             f"threads_{threads}",
@@ -244,11 +284,17 @@ def _build_broken(repository: Repository) -> None:
     repository.onnx("bad_level", identity, *wide, extra="optimization { graph { level: 7 } }")
     repository.onnx("bad_type", identity, *wide, config=describe("onnxruntime", [("INPUT", "INT64", [64])], wide[1], 8))
     repository.onnx("bad_name", identity, *wide, config=describe("onnxruntime", [("WRONG", "FP32", [64])], wide[1], 8))
-    repository.onnx("bfloat16", identity, [("INPUT", "BF16", [2])], [("OUTPUT", "BF16", [2])])
+    text: tuple[list[Tensor], list[Tensor]] = (
+        [("NUMBER", "BF16", [1]), ("TEXT", "STRING", [1])],
+        [("NUMBER_OUT", "BF16", [1]), ("TEXT_OUT", "STRING", [1])],
+    )
+    both = [helper.make_node("Identity", [name], [f"{name}_OUT"]) for name in ("NUMBER", "TEXT")]
+    repository.onnx("bfloat16_text", both, *text)
     for name, backend, filename in (("corrupt", "onnxruntime", "model.onnx"), ("corrupt_pt", "pytorch", "model.pt")):
         repository.write_config(name, describe(backend, *wide, 8))
         (repository.folder / name / "1" / filename).write_bytes(CORRUPT)
     repository.write_config("missing", describe("onnxruntime", *wide, 8))
+    repository.write_config("missing_pt", describe("pytorch", *wide, 8))
 
 
 def _build_torch(repository: Repository) -> None:
@@ -269,7 +315,7 @@ def _build_torch(repository: Repository) -> None:
         four("total", "rest"),
         extra=_parameters(DISABLE_OPTIMIZED_EXECUTION="true", INFERENCE_MODE="false"),
     )
-    repository.torchscript("torch_optional", Shift(), four("x", "by"), four("y__0"), optional=["by"])
+    repository.torchscript("torch_optional", Shift(), four("x", "by"), four("y__0"), optional=["by"], extra=batching)
     repository.torchscript(
         "torch_types",
         Ten(),
@@ -280,10 +326,41 @@ def _build_torch(repository: Repository) -> None:
         "torch_text", Greet(), [("names", "STRING", [1])], [("greetings__0", "STRING", [1])], max_batch_size=0
     )
     repository.torchscript(
+        "torch_texts", Greet(), [("names", "STRING", [2])], [("greetings__0", "STRING", [2])], extra=batching
+    )
+    repository.torchscript("torch_too_few_texts", Forget(), [("names", "STRING", [2])], [("rest__0", "STRING", [2])])
+    repository.torchscript(
+        "torch_ragged", Negate(), [("x", "INT64", [-1])], [("y", "INT64", [-1])], extra=batching, ragged=True
+    )
+    for mode in ("true", "false"):
+        repository.torchscript(
+            f"torch_inference_mode_{mode}",
+            Modes(),
+            four("x"),
+            [("modes", "BOOL", [2])],
+            extra=_parameters(INFERENCE_MODE=mode),
+        )
+    for threads in (1, 4):
+        extra = _warmup("x") + _parameters(INTRA_OP_THREAD_COUNT=threads)
+        repository.torchscript(f"torch_threads_{threads}", Parallel(), four("x"), four("y"), extra=extra)
+    for count in (1, 2):
+        extra = _warmup("x") + _instances(count)
+        repository.torchscript(f"torch_instances_{count}", Parallel(), four("x"), four("y"), extra=extra)
+    repository.torchscript(
         "torch_lookup", Lookup(), [("index__0", "INT64", [1])], [("value__0", "FP32", [1])], extra=batching
     )
     repository.torchscript("torch_wrong_type", AddSub(), four("left", "right"), [("SUM__0", "FP64", [4])])
     repository.torchscript("torch_too_many", AddSub(), four("a__0", "b__1", "c__2"), four("SUM__0"))
+
+
+def _instances(count: int) -> str:
+    return f"instance_group {{ count: {count} kind: KIND_CPU }}"
+
+
+def _warmup(name: str) -> str:
+    """One call of every instance while the model loads."""
+    value = "{ data_type: TYPE_FP32 dims: [4] zero_data: true }"
+    return f'model_warmup {{ name: "zeros" batch_size: 1 inputs {{ key: "{name}" value {value} }} }}\n'
 
 
 def _parameters(**values: object) -> str:

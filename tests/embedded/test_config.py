@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from embedded.backends.common.config import ConfigError, ModelSpec, TensorSpec, default_intra_op_threads
+from embedded.backends.pytorch.modes import execution_mode
 
 
 def read(folder: Path, *, kind: str = "CPU", **config: Any) -> ModelSpec:
@@ -45,6 +47,12 @@ def test_a_configuration_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, instance_group=groups).instances == 3
 
 
+def test_instances_on_a_gpu_leave_the_cpus_to_the_others(tmp_path: Path) -> None:
+    on_gpus = {"count": 4, "kind": "KIND_GPU"}
+    assert read(tmp_path, instance_group=[on_gpus, {"count": 2, "kind": "KIND_CPU"}]).instances == 2
+    assert read(tmp_path, kind="GPU", instance_group=[on_gpus]).instances == 1
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2/other.onnx is missing"):
         read(tmp_path, default_model_filename="other.onnx")
@@ -73,5 +81,14 @@ def test_default_threads_leave_room_for_other_models(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert default_intra_op_threads() == len(os.sched_getaffinity(0))
     assert default_intra_op_threads(share=2) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert [default_intra_op_threads(share=share, cpus=8) for share in (1, 2, 3, 8, 16)] == [8, 4, 2, 1, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert default_intra_op_threads() == 3
+    assert default_intra_op_threads(share=2, cpus=8) == 3
+
+
+@pytest.mark.parametrize(("disabled", "optimised"), [("true", False), ("false", True)])
+def test_the_optimisations_of_the_jit_can_be_disabled(tmp_path: Path, disabled: str, optimised: bool) -> None:
+    spec = read(tmp_path, parameters=parameters(DISABLE_OPTIMIZED_EXECUTION=disabled))
+    with execution_mode(spec)():
+        assert torch._C._get_graph_executor_optimize() is optimised
+    assert torch._C._get_graph_executor_optimize()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-import psutil
 import pytest
 from tritonclient.utils import InferenceServerException
 
@@ -15,6 +16,7 @@ from embedded.errors import ModelLoadError
 from embedded.launcher import EmbeddedTriton
 from tests.embedded.client import ModelClient
 from tests.embedded.repository import ALL_ONNX
+from tests.embedded.stubs import stubs, thread_counts
 
 pytestmark = [pytest.mark.live, pytest.mark.xdist_group("embedded")]
 Load = Callable[[str], ModelClient]
@@ -32,6 +34,7 @@ VALUES: dict[str, Any] = {
     "FP16": np.array([[-1.5, 0.0, 65504.0]], np.float16),
     "FP32": np.array([[-1.5, np.inf, 3.4e38]], np.float32),
     "FP64": np.array([[-1.5, 0.0, 1.7e308]], np.float64),
+    "BF16": np.array([[-1.5, 0.0, 256.0]], ml_dtypes.bfloat16),
     "STRING": np.array([["", "naïve", "深度学习"]], np.object_),
 }
 
@@ -123,6 +126,21 @@ def test_requests_of_other_lengths_in_one_batch_are_run_by_length(model: Load) -
     assert client.since(before, len(requests)).executions < len(requests)
 
 
+def test_bfloat16_is_batched_beside_other_dtypes(model: Load) -> None:
+    client = model("bfloat16")
+    requests = [
+        {"X": np.arange(2 * rows, dtype=np.float32).reshape(rows, 2).astype(ml_dtypes.bfloat16)} for rows in (1, 3, 2)
+    ]
+    before = client.statistics()
+    answers = client.infer_many(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        assert not isinstance(answer, InferenceServerException), answer
+        np.testing.assert_array_equal(answer["NARROW"], request["X"])
+        np.testing.assert_array_equal(answer["WIDE"], request["X"].astype(np.float32))
+    assert client.since(before, 6).executions < len(requests)
+    assert list(client.infer(requests[0], outputs=["WIDE"])) == ["WIDE"]
+
+
 def test_one_bad_request_of_a_batch_fails_alone(model: Load) -> None:
     client = model("lookup")
     indices = [1, 2, 99, 3, 4]
@@ -175,18 +193,9 @@ def test_the_response_cache_answers_the_second_time(model: Load) -> None:
     assert counted.cache_hits == 2
 
 
-def stubs(triton: EmbeddedTriton, name: str) -> list[psutil.Process]:
-    assert triton.pid is not None
-    return [
-        child
-        for child in psutil.Process(triton.pid).children()
-        if any(f"/{name}/1/" in part for part in child.cmdline())
-    ]
-
-
 def test_each_instance_is_a_process_of_its_own(model: Load, triton: EmbeddedTriton) -> None:
-    client = model("instances")
-    assert len(stubs(triton, "instances")) == 2
+    client = model("instances_2")
+    assert len(stubs(triton, "instances_2")) == 2
     answers = client.infer_many([{"INPUT": row(value)} for value in range(20)])
     for value, answer in enumerate(answers):
         assert not isinstance(answer, InferenceServerException), answer
@@ -198,9 +207,17 @@ def test_thread_settings_take_effect(model: Load, triton: EmbeddedTriton) -> Non
     for threads in (1, 4):
         name = f"threads_{threads}"
         np.testing.assert_array_equal(model(name).infer({"INPUT": row(1)})["OUTPUT"], row(1))
-        (stub,) = stubs(triton, name)
-        counts[threads] = stub.num_threads()
+        (counts[threads],) = thread_counts(triton, name)
     assert counts[4] - counts[1] == 3
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+def test_instances_share_the_cpus(model: Load, triton: EmbeddedTriton, instances: int) -> None:
+    model("threads_1")
+    (one,) = thread_counts(triton, "threads_1")
+    model(f"instances_{instances}")
+    expected = max(1, len(os.sched_getaffinity(0)) // instances)
+    assert thread_counts(triton, f"instances_{instances}") == [one + expected - 1] * instances
 
 
 @pytest.mark.parametrize(
@@ -212,7 +229,7 @@ def test_thread_settings_take_effect(model: Load, triton: EmbeddedTriton) -> Non
         ("bad_level", "optimization.graph.level of model 'bad_level' is 7"),
         ("bad_type", "input 'INPUT' is INT64 in the configuration, FP32 in"),
         ("bad_name", "input 'WRONG' is not in"),
-        ("bfloat16", "input 'INPUT' of .* is BF16"),
+        ("bfloat16_text", "BF16 beside inputs of STRING"),
     ],
 )
 def test_a_model_that_cannot_be_served_does_not_load_and_says_why(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,6 +120,20 @@ class Page:
         self.settle()
         assert self.all('[data-testid="stMetric"]'), self.text
 
+    def take_photo(self) -> None:
+        """Press the camera's button once it has a picture."""
+        self.one(".stCameraInput button")
+        self.wait(
+            lambda: self.driver.execute_script(
+                "const video = document.querySelector('.stCameraInput video'); return video && video.videoWidth > 0"
+            ),
+            "the camera's picture",
+        )
+        next(button for button in self.all(".stCameraInput button") if button.text == "Take Photo").click()
+        self.wait(lambda: self.all(".stCameraInput img"), "the photo")
+        self.wait(lambda: "camera.jpg" in self.text, "the photo's arrival")
+        self.settle()
+
     def code(self) -> list[str]:
         """The curl line and the Python lines."""
         return [block.get_attribute("textContent") or "" for block in self.all('[data-testid="stCode"] code')]
@@ -205,7 +220,7 @@ def test_pictures(page: Page, stack: Stack) -> None:
     assert '"label":"3"' in pasted(page.code()[0], stack).replace(" ", "").split("},")[0]
 
 
-def test_an_uploaded_picture_and_the_camera(page: Page) -> None:
+def test_an_uploaded_picture(page: Page) -> None:
     page.use_demo_key()
     page.go("Image classification")
     page.choose("image_classification-model", "imagenet")
@@ -215,9 +230,22 @@ def test_an_uploaded_picture_and_the_camera(page: Page) -> None:
     page.wait(lambda: "coffee.jpg, 512 × 341" in page.text, "the uploaded picture")
     page.run("image_classification-run")
     assert "espresso" in page.text or "cup" in page.text
+
+
+def test_a_picture_taken_with_the_camera(page: Page) -> None:
+    """The browser's fake device shows a spinning disc: what it is taken for says nothing, that it is answered does."""
+    page.use_demo_key()
+    page.go("Image classification")
+    page.choose("image_classification-model", "imagenet")
     page.pick("image_classification-way", "Camera")
-    page.one(".st-key-image_classification-camera")
+    page.take_photo()
+    taken = re.search(r"camera\.jpg, (\d+) × (\d+)", page.text)
+    assert taken is not None, page.text
+    page.run("image_classification-run")
     page.keep("camera")
+    assert "camera.jpg, seen by imagenet" in page.text
+    assert len(re.findall(r"^[\d.]+%$", page.text, re.MULTILINE)) == 5, page.text
+    assert f"Pixels\n{int(taken[1]) * int(taken[2]):,}\n" in page.text
 
 
 def test_sentiment(page: Page, stack: Stack) -> None:

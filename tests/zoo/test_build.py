@@ -13,7 +13,7 @@ from gateway.catalog import CatalogError, ModelCard, read_card, verify_hash
 from gateway.settings import Settings
 from zoo.build import STEPS, Builder
 from zoo.errors import SourceError, ValidationError, ZooError
-from zoo.freshness import WEIGHTS, build_key, is_fresh
+from zoo.freshness import WEIGHTS, build_key, is_fresh, package_fingerprint, scored_sha256
 
 DIGITS = Path(__file__).parents[2] / "model_repository" / "digits" / "model.yaml"
 
@@ -71,6 +71,61 @@ def test_a_fresh_model_is_not_built_again(make_card, builder) -> None:
 def test_only_what_a_build_depends_on_makes_it_stale(make_card, builder, fields, fresh: bool) -> None:
     builder.build(make_card())
     assert is_fresh(make_card(**fields)) is fresh
+
+
+def test_a_score_below_its_floor_fails_unless_it_is_of_other_weights(make_card, builder) -> None:
+    score = {"metric": "accuracy", "value": 0.8, "floor": 0.9, "dataset": "d", "split": "s"}
+    for of_these in ({}, {"model_sha256": scored_sha256(make_card().recipe)}):
+        card = make_card(evaluations=[{**score, **of_these}])
+        with pytest.raises(ValidationError, match=r"identity: accuracy is 0.8, below the floor of 0.9"):
+            builder.build(card)
+        assert not read_card(card.folder).built
+    assert builder.build(make_card(evaluations=[{**score, "model_sha256": "of other weights"}])).built
+
+
+@pytest.mark.parametrize(
+    ("fields", "same"),
+    [
+        ({"notes": "a remark"}, True),
+        ({"instances": {"count": 2}}, True),
+        ({"labels": ["a"]}, False),
+        ({"quantisation": "dynamic-int8"}, False),
+    ],
+)
+def test_only_what_decides_an_answer_outdates_a_score(make_recipe, fields, same: bool) -> None:
+    assert (scored_sha256(make_recipe(**fields)) == scored_sha256(make_recipe())) is same
+
+
+def test_a_package_is_the_same_in_every_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip makes beside it names the interpreter; only its own files count."""
+
+    def fingerprint(environment: str, weights: str, interpreter: str) -> str:
+        site = tmp_path / environment
+        info = site / "carried_weights-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: carried-weights\nVersion: 1.0\n")
+        lines = (
+            f"carried_weights/model.safetensors,sha256={weights},4",
+            f"carried_weights/__pycache__/__init__.cpython-{interpreter}.pyc,,",
+            f"../../../bin/carried-weights,sha256={interpreter},200",
+            "carried_weights-1.0.dist-info/METADATA,sha256=x,9",
+        )
+        (info / "RECORD").write_text("\n".join(lines))
+        with monkeypatch.context() as patched:
+            patched.syspath_prepend(site)
+            return package_fingerprint.__wrapped__("carried-weights")
+
+    one = fingerprint("one", "aaaa", "310")
+    assert one == fingerprint("two", "aaaa", "312")
+    assert one != fingerprint("three", "bbbb", "310")
+
+
+def test_new_weights_outdate_a_score(make_recipe, tmp_path: Path) -> None:
+    recipe = make_recipe(source={"kind": "local", "name": str(tmp_path)})
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    before = scored_sha256(recipe)
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert scored_sha256(recipe) != before
 
 
 @pytest.mark.parametrize("name", ["config.pbtxt", "card.json", "1/model.pt"])

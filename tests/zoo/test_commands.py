@@ -20,6 +20,7 @@ from gateway.tasks.image import model_pixels, open_picture
 from tests.zoo.checkpoints import save_text_model
 from tests.zoo.hub import COMMIT, serve_hub
 from tidegate.commands.models import app
+from zoo.freshness import scored_sha256
 from zoo.pictures import STROKES, load_picture
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def test_the_life_of_a_model(tidegate, make_card) -> None:
     assert listed["built"] == "yes"
     assert listed["parity_max_abs_error"] == 0.0
     assert "identity" in tidegate("list").stdout
-    assert json.loads(tidegate("show", "identity").stdout)["evidence"]["parity_cases"] == 2
+    assert json.loads(tidegate("show", "identity", "--json").stdout)["evidence"]["parity_cases"] == 2
     assert "everything is up to date" in tidegate("build").stderr
     assert tidegate("verify").exit_code == 0
     make_card(max_batch_size=3)
@@ -148,6 +149,7 @@ def test_a_score_is_measured_and_written_into_the_recipe(tidegate, repository: P
     assert measured.value == 1.0
     assert measured.samples == len(STROKES)
     assert len(measured.sha256) == 64
+    assert measured.model_sha256 == scored_sha256(read_card(path.parent).recipe)
     assert measured.date is not None
     assert json.loads(tidegate("list", "--json").stdout)[0]["built"] == "yes"
 
@@ -200,22 +202,37 @@ def test_a_model_that_cannot_be_built_leaves_nothing(tidegate, repository: Path,
     assert list(repository.iterdir()) == []
 
 
+def add_from_hub(endpoint: str, repository: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """`tidegate models add` in a process of its own: the hub's address is read when its library is imported."""
+    code = "from tidegate.commands.models import app; app()"
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(cache),
+        "TIDEGATE_MODEL_REPOSITORY": str(repository),
+    }
+    arguments = [sys.executable, "-c", code, "add", "owner/tiny", "--task", "text-classification"]
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_without_a_hub_nothing_is_added_and_one_line_says_so(repository: Path, tmp_path: Path) -> None:
+    with serve_hub(tmp_path) as (gone, _asked):
+        pass
+    done = add_from_hub(gone, repository, tmp_path / "cache")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: owner/tiny: no hub is reachable at {gone}, and no copy of it is on this machine"
+    ]
+    assert done.stdout == ""
+    assert list(repository.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_hubs_model_is_added_with_its_commit(repository: Path, tmp_path: Path, checkpoint: Path) -> None:
-    """In a process of its own: the hub's address is read when its library is imported."""
     shutil.copytree(checkpoint, tmp_path / "hub" / "owner" / "tiny")
-    code = "from tidegate.commands.models import app; app()"
-    arguments = ["add", "owner/tiny", "--task", "text-classification"]
     with serve_hub(tmp_path / "hub") as (endpoint, _asked):
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": endpoint,
-            "HF_HOME": str(tmp_path / "cache"),
-            "TIDEGATE_MODEL_REPOSITORY": str(repository),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-        )
+        done = add_from_hub(endpoint, repository, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     card = read_card(repository / "tiny")
     assert card.recipe.source.revision == COMMIT

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.catalog import Catalog, ImagePreprocessing, ModelCard, TextPreprocessing
 from gateway.tasks.rows import role
+from zoo.freshness import scored_sha256
 
 CATALOG = Catalog.load(Path(__file__).parents[2] / "model_repository")
 CARDS = list(CATALOG)
@@ -82,3 +83,6 @@ def test_measured_scores_hold_their_floors(card: ModelCard) -> None:
         assert item.value >= item.floor
         assert item.samples
         assert item.date
+        assert item.model_sha256 == scored_sha256(card.recipe), (
+            f"{item.metric} is of other weights: `tidegate models evaluate {card.name} --data FOLDER` measures it anew"
+        )

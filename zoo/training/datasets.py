@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
 
 DIGITS_TRAIN = 8_000
 ENTITIES_TRAIN = 0.8

@@ -39,7 +39,7 @@ class ModelSpec:
     cuda_device: int | None
     """Index of the GPU of this instance; ``None``: CPU."""
     instances: int = 1
-    """Of this version of the model, together: they share the processors."""
+    """Of this version of the model on the CPUs, together: they share them. Those on a GPU compute there."""
 
     @property
     def batched(self) -> bool:
@@ -62,7 +62,7 @@ class ModelSpec:
             parameters={key: value["string_value"] for key, value in config.get("parameters", {}).items()},
             graph_level=int(config.get("optimization", {}).get("graph", {}).get("level", 0)),
             cuda_device=int(arguments["model_instance_device_id"]) if on_gpu else None,
-            instances=sum(int(group.get("count", 1)) for group in config.get("instance_group", [])) or 1,
+            instances=_cpu_instances(config),
         )
 
     def integer(self, key: str, default: int) -> int:
@@ -95,8 +95,10 @@ def model_file(config: Mapping[str, Any], repository: str, version: str, default
     return path
 
 
-def default_intra_op_threads(*, share: int = 1) -> int:
+def default_intra_op_threads(*, share: int = 1, cpus: int | None = None) -> int:
     """Threads of one operator when the configuration names none: CPUs divided by ``share``, or ``OMP_NUM_THREADS``.
+
+    ``cpus``: how many there are; ``None``: those that this process may run on.
 
     ONNX Runtime's threads do not spin here: one for each CPU costs a model that waits nothing. OpenMP's, which
     libtorch uses, do, and a small operator is over before they have begun: it gets half (docs/decisions/0002).
@@ -105,7 +107,12 @@ def default_intra_op_threads(*, share: int = 1) -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
-    return max(1, len(os.sched_getaffinity(0)) // share)
+    return max(1, (cpus or len(os.sched_getaffinity(0))) // share)
+
+
+def _cpu_instances(config: Mapping[str, Any]) -> int:
+    groups = config.get("instance_group", [])
+    return sum(int(group.get("count", 1)) for group in groups if group.get("kind") != "KIND_GPU") or 1
 
 
 def _tensors(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

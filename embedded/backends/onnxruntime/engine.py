@@ -10,7 +10,8 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 from embedded.backends.common.config import ConfigError, ModelSpec, TensorSpec, default_intra_op_threads
-from embedded.backends.common.execution import Feeds, InvalidInputError
+from embedded.backends.common.execution import Feeds
+from embedded.backends.common.text import decode_text
 
 TRITON_TYPES = {
     "tensor(bool)": "BOOL",
@@ -52,17 +53,9 @@ class OnnxEngine:
         check_signature(spec, self._session)
 
     def read(self, tensor: Any) -> Any:
-        """BYTES become ``str`` objects: ONNX strings are UTF-8 text."""
+        """A view of the request's memory; BYTES become ``str`` objects."""
         array = tensor.as_numpy()
-        if array.dtype != np.object_:
-            return array
-        try:
-            text = [value.decode("utf-8") for value in array.ravel()]
-        except UnicodeDecodeError as error:
-            raise InvalidInputError(f"input {tensor.name()!r} holds bytes that are not UTF-8 text") from error
-        decoded = np.empty(array.size, np.object_)
-        decoded[:] = text
-        return decoded.reshape(array.shape)
+        return decode_text(tensor.name(), array) if array.dtype == np.object_ else array
 
     def concatenate(self, arrays: Sequence[Any]) -> Any:
         """Along the batch dimension."""
@@ -131,5 +124,3 @@ def _check_tensors(kind: str, tensors: Sequence[TensorSpec], known: dict[str, An
             raise ConfigError(
                 f"{kind} {tensor.name!r} is {tensor.data_type} in the configuration, {actual} in {spec.file}"
             )
-        if actual == "BF16":
-            raise ConfigError(f"{kind} {tensor.name!r} of {spec.file} is BF16, which numpy and so this backend lack")

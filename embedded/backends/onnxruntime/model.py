@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embedded.backends.common.execution import BatchExecutor
+    from embedded.backends.common.config import ModelSpec
+    from embedded.backends.common.execution import BatchExecutor, Engine
 
 FILENAME = "model.onnx"
 
@@ -34,11 +35,20 @@ class TritonPythonModel:
         """Load the model file."""
         from embedded.backends.common.config import ModelSpec  # noqa: PLC0415
         from embedded.backends.common.execution import BatchExecutor  # noqa: PLC0415
-        from embedded.backends.onnxruntime.engine import OnnxEngine  # noqa: PLC0415
 
         spec = ModelSpec.read(args, FILENAME)
-        self._executor = BatchExecutor(spec, OnnxEngine(spec))
+        self._executor = BatchExecutor(spec, _load(spec))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests of one batch."""
         return self._executor.execute(requests)
+
+
+def _load(spec: ModelSpec) -> Engine:
+    if any(tensor.data_type == "BF16" for tensor in (*spec.inputs, *spec.outputs)):
+        from embedded.backends.onnxruntime.bfloat16 import Bfloat16Engine  # noqa: PLC0415  # brings torch
+
+        return Bfloat16Engine(spec)
+    from embedded.backends.onnxruntime.engine import OnnxEngine  # noqa: PLC0415
+
+    return OnnxEngine(spec)

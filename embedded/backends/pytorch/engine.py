@@ -5,17 +5,17 @@ Source: the parameters, and the rules from names to arguments, are those of NVID
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from embedded.backends.common.config import ConfigError, ModelSpec, TensorSpec, default_intra_op_threads
-from embedded.backends.common.execution import Feeds, InvalidInputError
+from embedded.backends.common.config import ConfigError, ModelSpec, TensorSpec
+from embedded.backends.common.execution import Feeds
+from embedded.backends.common.text import decode_text
+from embedded.backends.pytorch.modes import execution_mode, grad_mode, set_threads
 
 TORCH_TYPES = {
     "BOOL": torch.bool,
@@ -44,8 +44,8 @@ class TorchEngine:
         self._device = torch.device("cpu")
         if spec.cuda_device is not None and torch.cuda.is_available():
             self._device = torch.device("cuda", spec.cuda_device)
-        self._grad_mode = _grad_mode(spec)
-        self._execution = _execution_mode(spec)
+        self._grad_mode = grad_mode(spec)
+        self._execution = execution_mode(spec)
         if spec.flag("DISABLE_CUDNN", default=False):
             torch.backends.cudnn.enabled = False
         try:
@@ -56,13 +56,14 @@ class TorchEngine:
         self._arguments = bind_inputs(spec, forward_arguments(module))
         self._output_index = bind_outputs(spec)
         self._specs = {tensor.name: tensor for tensor in spec.outputs}
+        self._batched = spec.batched
         self._strings = {tensor.name for tensor in spec.inputs if tensor.data_type == "STRING"}
         self._bfloat16 = {tensor.name for tensor in spec.inputs if tensor.data_type == "BF16"}  # numpy has no such type
 
     def read(self, tensor: Any) -> Any:
         """A view of the request's memory; BYTES stay an array of ``str`` objects."""
         if tensor.name() in self._strings:
-            return _text(tensor)
+            return decode_text(tensor.name(), tensor.as_numpy())
         if tensor.name() in self._bfloat16:
             return torch.utils.dlpack.from_dlpack(tensor)
         return torch.from_numpy(tensor.as_numpy())
@@ -77,7 +78,8 @@ class TorchEngine:
         with self._grad_mode(), self._execution():
             answer = self._module(*arguments)
         values = list(answer) if isinstance(answer, (tuple, list)) and not _is_text(answer) else [answer]
-        return [self._output(name, values) for name in outputs]
+        rows = int(next(iter(feeds.values())).shape[0]) if self._batched and feeds else None
+        return [self._output(name, values, rows) for name in outputs]
 
     def write(self, name: str, array: Any) -> Any:
         """Copies into the shared memory that the server reads."""
@@ -93,25 +95,18 @@ class TorchEngine:
             return default
         return value.ravel().tolist() if isinstance(value, np.ndarray) else value.to(self._device)
 
-    def _output(self, name: str, values: Sequence[Any]) -> Any:
+    def _output(self, name: str, values: Sequence[Any], rows: int | None) -> Any:
         index, spec = self._output_index[name], self._specs[name]
         if index >= len(values):
             raise ValueError(f"output {name!r} is number {index}, but forward() returned {len(values)}")
         value = values[index]
         if spec.data_type == "STRING":
-            return np.array([value] if isinstance(value, str) else list(value), dtype=np.object_)
+            return _text_output(spec, [value] if isinstance(value, str) else list(value), rows)
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"output {name!r} of forward() is a {type(value).__name__}, not a tensor")
         if value.dtype != TORCH_TYPES[spec.data_type]:
             raise TypeError(f"output {name!r} is {value.dtype} but {spec.data_type} in the configuration")
         return value.detach().cpu()
-
-
-def set_threads(spec: ModelSpec) -> None:
-    """Thread counts of this process, which serves one instance of one model."""
-    torch.set_num_threads(spec.integer("INTRA_OP_THREAD_COUNT", default_intra_op_threads(share=2 * spec.instances)))
-    with contextlib.suppress(RuntimeError):  # only the first call in a process is allowed
-        torch.set_num_interop_threads(spec.integer("INTER_OP_THREAD_COUNT", 1))
 
 
 def forward_arguments(module: Any) -> list[tuple[str, Any]]:
@@ -157,24 +152,17 @@ def _positions(kind: str, tensors: Sequence[TensorSpec], spec: ModelSpec) -> dic
     return {place: tensor.name for place, tensor in zip(places, tensors, strict=True)}
 
 
-def _grad_mode(spec: ModelSpec) -> Callable[[], AbstractContextManager[Any]]:
-    return torch.inference_mode if spec.flag("INFERENCE_MODE", default=True) else torch.no_grad
-
-
-def _execution_mode(spec: ModelSpec) -> Callable[[], AbstractContextManager[Any]]:
-    if spec.flag("DISABLE_OPTIMIZED_EXECUTION", default=False):
-        return lambda: torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
-    return contextlib.nullcontext
-
-
-def _text(tensor: Any) -> Any:
+def _text_output(spec: TensorSpec, texts: Sequence[str], rows: int | None) -> Any:
+    """TorchScript's flat list, of a batch as ``[rows, *dims]``."""
+    array = np.array(texts, dtype=np.object_)
+    if rows is None:
+        return array
     try:
-        values = [value.decode("utf-8") for value in tensor.as_numpy().ravel()]
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"input {tensor.name()!r} holds bytes that are not UTF-8 text") from error
-    array = np.empty(len(values), np.object_)
-    array[:] = values
-    return array
+        return array.reshape(rows, *spec.dims)
+    except ValueError as error:
+        raise ValueError(
+            f"output {spec.name!r} is {len(texts)} strings, which do not make {rows} rows of {list(spec.dims)}"
+        ) from error
 
 
 def _is_text(answer: Sequence[Any]) -> bool:
