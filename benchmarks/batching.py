@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+from tritonclient.grpc import model_config_pb2
 
 from benchmarks.client import connect
-from benchmarks.closedloop import ClosedLoop
+from benchmarks.closedloop import ClosedLoop, ClosedRun
 from benchmarks.configs import changed, copy, read_config, rewrite
 from benchmarks.observe import Observer, Statistics
-from benchmarks.recording import Outcome
+from benchmarks.recording import Outcome, sample_floor
 from benchmarks.stack import Stack
 from benchmarks.suite import Slo
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS, RawModel, Workload
 
 NOISE = 0.05
 
@@ -142,6 +144,12 @@ class Setting(msgspec.Struct, frozen=True):
     instances: int | None = None
     queue_delay_us: int | None = None
     preferred: tuple[int, ...] | None = None
+    coalescing: bool = True
+    """Whether the gateway joins waiting requests: a setting of the whole gateway, not of a model."""
+
+    def environment(self) -> dict[str, str]:
+        """What the gateway is started with."""
+        return {} if self.coalescing else {"TIDEGATE_COALESCE": "false"}
 
     def recipe(self) -> dict[str, Any]:
         """The same as fields of ``model.yaml``, from which a build writes ``config.pbtxt``."""
@@ -154,12 +162,15 @@ class Setting(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         if not self.batching:
-            return "no batching"
-        parts = [f"delay {self.queue_delay_us} µs" if self.queue_delay_us is not None else "as configured"]
+            parts = ["no batching"]
+        else:
+            parts = [f"delay {self.queue_delay_us} µs" if self.queue_delay_us is not None else "as configured"]
         if self.preferred:
             parts.append(f"preferred {','.join(map(str, self.preferred))}")
         if self.instances is not None:
             parts.append(f"{self.instances} instance{'s' if self.instances > 1 else ''}")
+        if not self.coalescing:
+            parts.append("no coalescing")
         return ", ".join(parts)
 
 
@@ -171,7 +182,7 @@ class Trial(msgspec.Struct):
     """The best over user counts, one value a run."""
     users: int
     latency_ms: float | None
-    """At the objective's percentile, with that many users."""
+    """At the objective's percentile, with that many users; None: too few samples, which count as missed."""
     mean_batch: float | None
 
     @property
@@ -191,21 +202,43 @@ class Tuning(msgspec.Struct):
     config: str | None
 
 
-def candidates(max_batch: int, cores: int) -> list[Setting]:
-    """The configuration as it is first, then delays, preferred sizes and instances."""
-    delays = (0, 500, 2000, 5000)
-    instances = sorted({1, cores})
-    grid = [Setting(instances=count, queue_delay_us=delay) for count, delay in itertools.product(instances, delays)]
-    preferred = tuple(size for size in (8, 16, 32) if size <= max_batch)[-2:]
-    extra = (
-        [Setting(instances=1, queue_delay_us=delay, preferred=preferred) for delay in (500, 2000)] if preferred else []
-    )
-    return [Setting(), Setting(batching=False), *grid, *extra]
+def candidates(max_batch: int, instances: Sequence[int], delays_us: Sequence[int]) -> list[Setting]:
+    """The configuration as it is first, then delays, preferred sizes and instances, and the gateway's coalescing."""
+    counts = sorted(set(instances))
+    grid = [Setting(instances=count, queue_delay_us=delay) for count, delay in itertools.product(counts, delays_us)]
+    sizes = tuple(size for size in (8, 16, 32) if size <= max_batch)[-2:]
+    waiting = [setting for setting in grid if setting.queue_delay_us]  # without a delay nothing waits for a size
+    preferred = [msgspec.structs.replace(setting, preferred=sizes) for setting in waiting] if sizes else []
+    alone = [Setting(instances=count, queue_delay_us=max(delays_us), coalescing=False) for count in counts]
+    return [Setting(), Setting(batching=False), *grid, *preferred, Setting(coalescing=False), *alone]
+
+
+def texts(config: Any) -> list[str]:
+    """Names of the inputs that are strings, for which there are no random tensors."""
+    return [tensor.name for tensor in config.input if tensor.data_type == model_config_pb2.TYPE_STRING]
+
+
+def load_for(model: str, workload: str | None, seed: int, metadata: dict[str, Any] | None = None) -> Workload:
+    """What ``model`` is loaded with: ``workload``, also where that is another model's, or random tensors.
+
+    Random tensors need the model's ``metadata``. Raises ``ValueError`` if the workload is for its own model only.
+    """
+    if workload is None:
+        return RawModel(seed, metadata or {})
+    kind: Any = WORKLOADS[workload]
+    found: Workload = kind(seed)
+    if found.model == model:
+        return found
+    try:
+        found = kind(seed, model=model)
+    except TypeError as error:
+        raise ValueError(f"the workload {workload} is for the model {found.model} alone") from error
+    return found
 
 
 async def tune(
     model: str,
-    workload_name: str,
+    workload: str | None,
     repository: Path,
     slo: Slo,
     settings: Sequence[Setting],
@@ -218,20 +251,20 @@ async def tune(
     say: Callable[[str], None] = lambda _: None,
 ) -> Tuning:
     """Try each setting on a stack of its own through the gateway; confirm the best against the configuration
-    as it is. Raises :class:`benchmarks.stack.StackError`.
+    as it is. ``workload``: see :func:`load_for`. Raises :class:`benchmarks.stack.StackError`.
     """
     original = read_config(repository / model / "config.pbtxt")
     trials = []
     for number, setting in enumerate(settings):
         folder = _repository(work / str(number), repository, model, original, setting)
-        trials.append(await _trial(folder, model, workload_name, slo, setting, users, seconds, seed))
+        trials.append(await _trial(folder, model, workload, slo, setting, users, seconds, seed))
         say(f"{setting}: {trials[-1].best:,.1f}/s within {slo}")
     baseline, best = trials[0], max(trials, key=lambda trial: trial.best)
     if best is not baseline and best.best > baseline.best * (1 + NOISE):
         for _ in range(confirm - 1):
             for trial in (baseline, best):
                 folder = _repository(work / "confirm", repository, model, original, trial.setting)
-                again = await _trial(folder, model, workload_name, slo, trial.setting, (trial.users,), seconds, seed)
+                again = await _trial(folder, model, workload, slo, trial.setting, (trial.users,), seconds, seed)
                 trial.goodput += again.goodput
             say(f"again: as configured {baseline.goodput[-1]:,.1f}/s, {best.setting} {best.goodput[-1]:,.1f}/s")
     proven = (
@@ -259,31 +292,44 @@ def _repository(folder: Path, source: Path, model: str, original: Any, setting: 
 async def _trial(
     folder: Path,
     model: str,
-    workload_name: str,
+    workload: str | None,
     slo: Slo,
     setting: Setting,
     users: Sequence[int],
     seconds: float,
     seed: int,
 ) -> Trial:
-    workload: Workload = WORKLOADS[workload_name](seed)
-    stack = Stack([model], model_repository=folder)
+    stack = Stack([model], model_repository=folder, environment=setting.environment())
     await asyncio.to_thread(stack.start)
     try:
         where = stack.addresses
         observer = Observer(where.gateway, where.key)
+        metadata = await asyncio.to_thread(observer.metadata, model)
+        load = load_for(model, workload, seed, metadata)
         before = await asyncio.to_thread(observer.statistics, model)
         found: list[tuple[float, int, float | None]] = []
         async with connect(where.gateway, where.key, limit=max(users)) as client:
             for count in users:
-                run = await ClosedLoop(client, workload, count, start=count * 1_000_000).run(seconds, seconds / 4)
-                latencies = sorted(run.recording.latencies_us(Outcome.OK).tolist())
-                inside = sum(1 for value in latencies if value <= slo.ms * 1000)
-                met = inside >= len(run.recording) * slo.percentile / 100
-                at = latencies[int(len(latencies) * slo.percentile / 100)] / 1000 if latencies else None
-                found.append((inside / run.duration_s if met else 0.0, count, at))
+                run = await ClosedLoop(client, load, count, start=count * 1_000_000).run(seconds, seconds / 4)
+                found.append((goodput(run, slo), count, percentile_ms(run, slo.percentile)))
         after = await asyncio.to_thread(observer.statistics, model)
-        goodput, count, at = max(found)
-        return Trial(setting, [goodput], count, at, (after - before).mean_batch if after and before else None)
+        best, count, at = max(found, key=lambda item: item[0])
+        return Trial(setting, [best], count, at, (after - before).mean_batch if after and before else None)
     finally:
         await asyncio.to_thread(stack.stop)
+
+
+def goodput(run: ClosedRun, slo: Slo) -> float:
+    """Right answers in time, a second; 0 if the objective was missed, or had too few samples to be known."""
+    inside = int((run.recording.latencies_us(Outcome.OK) <= slo.ms * 1000).sum())
+    total = len(run.recording)
+    met = total >= sample_floor(slo.percentile) and inside >= total * slo.percentile / 100
+    return inside / run.duration_s if met else 0.0
+
+
+def percentile_ms(run: ClosedRun, percentile: float) -> float | None:
+    """Of answers and timeouts; None below the sample floor."""
+    latencies = run.recording.latencies_us()
+    if len(latencies) < sample_floor(percentile):
+        return None
+    return float(np.percentile(latencies, percentile, method="inverted_cdf")) / 1000

@@ -40,7 +40,7 @@ def middle(values: Sequence[float]) -> float:
 def median(values: Sequence[float], seed: int = 1) -> Interval:
     """The median over runs; NaN is left out."""
     found = np.asarray(values, dtype=np.float64)
-    return _interval([found[np.isfinite(found)]], lambda parts: float(np.median(parts[0])), seed)
+    return _interval([found[np.isfinite(found)]], _middles, seed)
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 1) -> Interval:
@@ -50,32 +50,41 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed:
     """
     pairs = [(top, bottom) for top, bottom in zip(numerator, denominator, strict=True) if bottom > 0]
     ratios = np.asarray([top / bottom for top, bottom in pairs], dtype=np.float64)
-    return _interval([ratios], lambda parts: float(np.median(parts[0])), seed)
+    return _interval([ratios], _middles, seed)
 
 
 def paired_difference(left: Sequence[float], right: Sequence[float], seed: int = 1) -> Interval:
     """Median of the differences of neighbouring runs; pairs with NaN are left out."""
     differences = np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)
     differences = differences[np.isfinite(differences)]
-    return _interval([differences], lambda parts: float(np.median(parts[0])), seed)
+    return _interval([differences], _middles, seed)
 
 
 def change(before: Sequence[float], after: Sequence[float], seed: int = 1) -> Interval:
     """Relative change of the median between two independent sets of runs: 0.05 is five per cent more."""
     parts = [np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)]
-    return _interval(parts, lambda sets: float(np.median(sets[1]) / np.median(sets[0]) - 1), seed)
+    return _interval(parts, _growth, seed)
 
 
-def _interval(parts: Sequence[Values], statistic: Callable[[Sequence[Values]], float], seed: int) -> Interval:
+def _middles(parts: Sequence[Values]) -> Values:
+    """The median of each row."""
+    return np.asarray(np.median(parts[0], axis=1))
+
+
+def _growth(parts: Sequence[Values]) -> Values:
+    before, after = (np.median(part, axis=1) for part in parts)
+    return np.asarray(after / before - 1)
+
+
+def _interval(parts: Sequence[Values], statistic: Callable[[Sequence[Values]], Values], seed: int) -> Interval:
+    """``statistic`` makes a number of each row of its arrays; a row is one resample."""
     runs = min(len(part) for part in parts)
     if runs == 0:
         return Interval(0.0, None, None, 0)
-    value = statistic(parts)
+    value = float(statistic([part[np.newaxis] for part in parts])[0])
     if runs < 3:
         return Interval(value, None, None, runs)
     numbers = np.random.default_rng(seed)
-    estimates = [
-        statistic([part[numbers.integers(0, len(part), len(part))] for part in parts]) for _ in range(RESAMPLES)
-    ]
-    low, high = np.percentile(estimates, [2.5, 97.5])
+    drawn = [part[numbers.integers(0, len(part), (RESAMPLES, len(part)))] for part in parts]
+    low, high = np.percentile(statistic(drawn), [2.5, 97.5])
     return Interval(value, float(low), float(high), runs)

@@ -44,8 +44,12 @@ class Calibration(msgspec.Struct, frozen=True):
 
 
 def highest_rate(measurements: Sequence[Measurement]) -> float:
-    """Of all HTTP runs; a closed loop's rate is what was answered, an open loop's what was offered."""
-    rates = [item.load.get("offered") or item.throughput for item in measurements if item.protocol == "http"]
+    """Of this generator's HTTP runs; a closed loop's rate is what was answered, an open loop's what was offered."""
+    rates = [
+        item.load.get("offered") or item.throughput
+        for item in measurements
+        if item.protocol == "http" and item.load.get("engine") != "locust"
+    ]
     return float(max(rates, default=0.0))
 
 
@@ -84,8 +88,16 @@ def sentence(found: Calibration) -> str:
 
 
 def mark(measurements: Sequence[Measurement], found: Calibration) -> None:
-    """Say of every HTTP run that came too near to the generator's own limit that its rate is a lower bound."""
+    """Judge every HTTP run that came nearer to the generator's own limit than :data:`HEADROOM`.
+
+    An open loop is INVALID: what it offered may not have been what left. A closed loop's rate is a lower bound.
+    """
     for item in measurements:
         rate = item.load.get("offered") or item.throughput
-        if item.protocol == "http" and rate * HEADROOM > found.capacity:
-            item.notes.append(f"the generator can do {found.capacity / rate:.1f} times this rate: a lower bound")
+        if item.protocol != "http" or item.load.get("engine") == "locust" or rate * HEADROOM <= found.capacity:
+            continue
+        text = f"the generator can do {found.capacity / rate:.1f} times this rate"
+        if item.load["model"] == "open":
+            item.invalidate(f"{text}, {HEADROOM:g} are asked for")
+        else:
+            item.notes.append(f"{text}: a lower bound")

@@ -7,16 +7,20 @@ from typing import Protocol
 from typing_extensions import Self
 
 from benchmarks.grpc_client import GrpcPool
-from benchmarks.http_client import EXPIRED, FAILED, WITHDRAWN, Done, Exchange, HttpPool
+from benchmarks.http_client import Done, Exchange, HttpPool
+from benchmarks.judgement import WITHDRAWN, outcome_of
 from benchmarks.recording import Outcome
-from benchmarks.workloads import Payload, Workload, WrongAnswer
+from benchmarks.workloads import Payload, Workload
 
 
 class Client(Protocol):
     """Sends prepared requests; :class:`HttpPool` and :class:`GrpcPool` are the two."""
 
     dropped: int
-    bytes_out: int
+    """Requests that were never sent: the client's queue was full."""
+    queued: int
+    """Requests that waited in the client because no further connection was allowed."""
+    most_connections: int
 
     async def __aenter__(self) -> Self:
         """Open."""
@@ -25,15 +29,15 @@ class Client(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
     def encode(self, payload: Payload, key: str | None = None) -> bytes:
-        """Bytes for :meth:`submit`."""
+        """Bytes for :meth:`submit`; those of HTTP hold the key."""
         ...
 
     async def warm(self, connections: int) -> None:
         """Connect beforehand. Raises ``OSError``."""
         ...
 
-    def submit(self, request: bytes, done: Done) -> Exchange:
-        """Send; ``done`` is called once with the finished exchange."""
+    def submit(self, request: bytes, done: Done, key: str | None = None) -> Exchange:
+        """Send; ``done`` is called once with the finished exchange. ``key`` is the one given to :meth:`encode`."""
         ...
 
     def cancel(self, exchange: Exchange, status: int = WITHDRAWN) -> None:
@@ -54,18 +58,4 @@ def connect(url: str, key: str | None, *, limit: int = 1024, timeout_s: float = 
 
 def judge(workload: Workload, payload: Payload, exchange: Exchange) -> tuple[Outcome, str | None]:
     """How a finished exchange counts, and the fault's text if it is one."""
-    status = exchange.status
-    if 200 <= status < 300:
-        try:
-            workload.check(payload, exchange.body)
-        except WrongAnswer as error:
-            return Outcome.WRONG, f"wrong answer: {error}"
-        return Outcome.OK, None
-    if status in (429, 503):
-        return Outcome.SHED, None
-    if status == EXPIRED:
-        return Outcome.TIMEOUT, None
-    if status == WITHDRAWN:
-        return Outcome.CANCELLED, None
-    text = "no answer" if status == FAILED else f"HTTP {status}: {exchange.body[:160].decode('utf-8', 'replace')}"
-    return Outcome.ERROR, text
+    return outcome_of(workload, payload, exchange.status, exchange.body)

@@ -17,18 +17,22 @@ from benchmarks.recording import Outcome, Recording
 from benchmarks.workloads import Payload, Workload
 
 Prepared = tuple[Payload, bytes]
+TIMING = b"server-timing"
 
 
 @dataclass(slots=True, frozen=True)
 class ClosedRun:
-    """A closed loop's samples between ``start_ns`` and ``end_ns`` (warm-up excluded)."""
+    """A closed loop between ``start_ns`` and ``end_ns`` (warm-up excluded); samples are of requests begun there."""
 
     concurrency: int
     recording: Recording
     start_ns: int
     end_ns: int
     cpu_s: float
-    """Processor time of the generator itself."""
+    """Processor time of the generator itself in the window."""
+    right: int
+    """Right answers that came inside the window, whenever they were asked for."""
+    connections: int = 0
 
     @property
     def duration_s(self) -> float:
@@ -38,18 +42,31 @@ class ClosedRun:
     @property
     def throughput(self) -> float:
         """Right answers a second that arrived inside the window."""
-        inside = sum(
-            1
-            for done, outcome in zip(self.recording.done, self.recording.outcome, strict=True)
-            if outcome == Outcome.OK and self.start_ns <= done <= self.end_ns
-        )
-        return inside / self.duration_s
+        return self.right / self.duration_s
 
 
 def prepare(client: Client, workload: Workload, count: int, start: int = 0) -> list[Prepared]:
     """``count`` requests ready for the wire, so that making them costs nothing during the run."""
     payloads = [workload.request(index) for index in range(start, start + count)]
     return [(payload, client.encode(payload)) for payload in payloads]
+
+
+async def one_by_one(client: Client, workload: Workload, count: int) -> ClosedRun:
+    """The first ``count`` requests of one user, without warm-up: the first one opens the connection."""
+    recording = Recording()
+    begin, cpu = time.monotonic_ns(), time.process_time()
+    for index in range(count):
+        payload = workload.request(index)
+        exchange = await client.post(payload)
+        outcome, fault = judge(workload, payload, exchange)
+        recording.add(
+            exchange.sent_ns, exchange.sent_ns, exchange.done_ns, outcome, max(0, exchange.status),
+            len(exchange.body), bytes_out=len(exchange.request), fault=fault, timing=exchange.headers.get(TIMING),
+        )  # fmt: skip
+    end = time.monotonic_ns()
+    return ClosedRun(
+        1, recording, begin, end, time.process_time() - cpu, recording.count(Outcome.OK), client.most_connections
+    )
 
 
 class ClosedLoop:
@@ -71,6 +88,7 @@ class ClosedLoop:
         """2xx answers of the whole run, warm-up included."""
         self._outstanding = 0
         self._stop_ns = 0
+        self._cpu_s = 0.0
         self._idle = asyncio.Event()
 
     async def run(self, duration_s: float, warmup_s: float = 0.0) -> ClosedRun:
@@ -79,13 +97,20 @@ class ClosedLoop:
         begin = time.monotonic_ns()
         start = begin + int(warmup_s * 1e9)
         self._stop_ns = start + int(duration_s * 1e9)
-        sent_before, cpu = self._client.bytes_out, time.process_time()
+        self._cpu_s = time.process_time()
+        warm = asyncio.get_running_loop().call_later(warmup_s, self._warm)
         for _ in range(self._concurrency):
             self._next()
         await self._idle.wait()
-        recording = self._recording.since(start)
-        recording.bytes_out = self._client.bytes_out - sent_before
-        return ClosedRun(self._concurrency, recording, start, self._stop_ns, time.process_time() - cpu)
+        warm.cancel()
+        return ClosedRun(
+            self._concurrency, self._recording.since(start), start, self._stop_ns, time.process_time() - self._cpu_s,
+            self._recording.ended(Outcome.OK, start, self._stop_ns), self._client.most_connections,
+        )  # fmt: skip
+
+    def _warm(self) -> None:
+        """The measured window begins: so does its processor time."""
+        self._cpu_s = time.process_time()
 
     def _next(self) -> None:
         payload, request = self._take()
@@ -94,15 +119,9 @@ class ClosedLoop:
             self.answered += 200 <= exchange.status < 300
             outcome, fault = judge(self._workload, payload, exchange)
             self._recording.add(
-                exchange.sent_ns,
-                exchange.sent_ns,
-                exchange.done_ns,
-                outcome,
-                max(0, exchange.status),
-                len(exchange.body),
-            )
-            if fault is not None:
-                self._recording.faults[fault] += 1
+                exchange.sent_ns, exchange.sent_ns, exchange.done_ns, outcome, max(0, exchange.status),
+                len(exchange.body), bytes_out=len(request), fault=fault, timing=exchange.headers.get(TIMING),
+            )  # fmt: skip
             self._outstanding -= 1
             if exchange.done_ns < self._stop_ns:
                 if outcome in (Outcome.OK, Outcome.WRONG):

@@ -7,8 +7,8 @@ from typing import Literal
 import msgspec
 
 from benchmarks.bootstrap import Interval, change
+from benchmarks.points import grouped, summary
 from benchmarks.repeatability import noise_floors
-from benchmarks.report.tables import points
 from benchmarks.runner import Results
 
 NOISE_FLOOR = 0.05
@@ -29,7 +29,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 def differences(before: Results, after: Results) -> list[Difference]:
     """Points that are in both, in the order of the first."""
-    old, new = points(before.measurements), points(after.measurements)
+    old, new = grouped(before.measurements), grouped(after.measurements)
     floors = noise_floors([*before.measurements, *after.measurements])
     floor = max([NOISE_FLOOR, *(found.size for found in floors)])
     found = []
@@ -39,7 +39,7 @@ def differences(before: Results, after: Results) -> list[Difference]:
         left, right = old[key], new[key]
         name = " ".join(part for part in key if part)
         pair = (_middle([item.goodput for item in left]), _middle([item.goodput for item in right]))
-        latencies = (left[-1].latency.percentiles["p95"], right[-1].latency.percentiles["p95"])
+        latencies = (summary(left).percentile("p95"), summary(right).percentile("p95"))
         if not all(item.valid for item in (*left, *right)):
             found.append(Difference(name, pair, None, latencies, "INVALID"))
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,10 @@ PACKAGES = (
     "tidegate", "nvidia-pytriton", "onnxruntime", "torch", "tritonclient", "grpcio", "uvicorn", "uvloop", "httptools",
     "locust", "hdrhistogram", "numpy", "msgspec",
 )  # fmt: skip
+
+
+_CHANGES = ("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+"""A report just written is no change of what the next one measures."""
 
 
 def capture(url: str | None = None) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def capture(url: str | None = None) -> dict[str, Any]:
             "gpu": gpus(),
         },
         "software": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git(*_CHANGES))},
         "before_start": {
             "load_average": os.getloadavg(),
             "steal_s": getattr(times, "steal", 0.0),
@@ -82,6 +87,14 @@ def noise(environment: dict[str, Any], after: dict[str, Any] | None = None) -> l
         if steal > 0.01 * total:
             reasons.append(f"the hypervisor stole {steal / total:.1%} of the processor time during the run")
     return reasons
+
+
+def allow_open_files(number: int) -> None:
+    """Raise the limit of open files of this process and its children to ``number``, as far as that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def gpus() -> list[str]:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import grpc
 import grpc.aio
 
-from benchmarks.http_client import EXPIRED, FAILED, WITHDRAWN, Done, Exchange
+from benchmarks.http_client import Done, Exchange
+from benchmarks.judgement import EXPIRED, FAILED, WITHDRAWN
 from benchmarks.workloads import Payload
+
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _OK = 200
-_HTTP = {
+STATUSES = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -36,7 +40,7 @@ class GrpcPool:
 
     def __init__(self, address: str, key: str | None = None, *, channels: int = 1, timeout_s: float = 10.0) -> None:
         self._address = address.removeprefix("grpc://")
-        self._metadata = (("authorization", f"Bearer {key}"),) if key else None
+        self._metadata = _credential(key) if key else None
         self._count = channels
         self._timeout_s = timeout_s
         self._channels: list[grpc.aio.Channel] = []
@@ -44,7 +48,8 @@ class GrpcPool:
         self._next = 0
         self._tasks: dict[Exchange, asyncio.Task[None]] = {}
         self.dropped = 0
-        self.bytes_out = 0
+        self.queued = 0
+        self.most_connections = channels
 
     async def __aenter__(self) -> GrpcPool:
         options: Sequence[tuple[str, int]] = [
@@ -64,7 +69,7 @@ class GrpcPool:
         for channel in self._channels:
             await channel.close()
 
-    def encode(self, payload: Payload, key: str | None = None) -> bytes:  # noqa: ARG002 - the channel has the key
+    def encode(self, payload: Payload, key: str | None = None) -> bytes:  # noqa: ARG002 - the metadata have the key
         """The serialised request. Raises ``ValueError`` for a workload that is no inference."""
         if payload.message is None:
             raise ValueError("this workload cannot go over gRPC: it is a task call")
@@ -77,12 +82,13 @@ class GrpcPool:
         except asyncio.TimeoutError as error:
             raise OSError(f"no gRPC server at {self._address}") from error
 
-    def submit(self, request: bytes, done: Done) -> Exchange:
-        """Start a call."""
+    def submit(self, request: bytes, done: Done, key: str | None = None) -> Exchange:
+        """Start a call, with ``key`` in place of the client's own."""
         exchange = Exchange(request, done, 0)
-        self.bytes_out += len(request)
         exchange.sent_ns = time.monotonic_ns()
-        task = asyncio.get_running_loop().create_task(self._call(exchange))
+        task = asyncio.get_running_loop().create_task(
+            self._call(exchange, self._metadata if key is None else _credential(key))
+        )
         self._tasks[exchange] = task
         task.add_done_callback(lambda _: self._tasks.pop(exchange, None))
         return exchange
@@ -100,12 +106,16 @@ class GrpcPool:
         self.submit(self.encode(payload), future.set_result)
         return await future
 
-    async def _call(self, exchange: Exchange) -> None:
+    async def _call(self, exchange: Exchange, metadata: Metadata | None) -> None:
         self._next = (self._next + 1) % self._count
         try:
-            body = await self._calls[self._next](exchange.request, timeout=self._timeout_s, metadata=self._metadata)
+            body = await self._calls[self._next](exchange.request, timeout=self._timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             code = error.code()
-            exchange.finish(EXPIRED if code is grpc.StatusCode.DEADLINE_EXCEEDED else _HTTP.get(code, FAILED))
+            exchange.finish(EXPIRED if code is grpc.StatusCode.DEADLINE_EXCEEDED else STATUSES.get(code, FAILED))
         else:
             exchange.finish(_OK, body)
+
+
+def _credential(key: str) -> Metadata:
+    return (("authorization", f"Bearer {key}"),)

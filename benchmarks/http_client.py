@@ -17,14 +17,11 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from benchmarks.judgement import EXPIRED, FAILED, WITHDRAWN
 from benchmarks.workloads import Payload
 
-FAILED = 0
-"""Status of a request that got no answer: refused, broken off, not HTTP."""
-EXPIRED = -1
-"""Status of a request that was given up at its deadline."""
-WITHDRAWN = -2
-"""Status of a request that the scenario cancelled."""
+SAMPLED = 64
+"""One connection in so many keeps the headers of its answers."""
 
 Done = Callable[["Exchange"], None]
 
@@ -140,10 +137,10 @@ class _HeaderConnection(_Connection):
 
 
 class HttpPool:
-    """Keep-alive connections to one server; requests beyond ``limit`` wait in the client.
+    """Keep-alive connections to one server; requests beyond ``limit`` wait in the client, and ``queued`` counts them.
 
     ``waiting_limit`` bounds that queue: what does not fit is *dropped* (counted, never sent), which
-    makes a run invalid. ``keep_headers`` keeps response headers, at a cost.
+    makes a run invalid. Response headers cost time: one connection in ``SAMPLED`` keeps them.
     """
 
     def __init__(
@@ -154,7 +151,6 @@ class HttpPool:
         limit: int = 1024,
         timeout_s: float = 10.0,
         waiting_limit: int = 100_000,
-        keep_headers: bool = False,
     ) -> None:
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme != "http" or not parts.hostname:
@@ -164,9 +160,10 @@ class HttpPool:
         self._key = key
         self.limit = limit
         self.timeout_ns = int(timeout_s * 1e9)
-        self._kind = _HeaderConnection if keep_headers else _Connection
         self.dropped = 0
-        self.bytes_out = 0
+        self.queued = 0
+        self.most_connections = 0
+        self._made = 0
         self._waiting_limit = waiting_limit
         self._idle: list[_Connection] = []
         self._connections: set[_Connection] = set()
@@ -204,11 +201,11 @@ class HttpPool:
     async def warm(self, connections: int) -> None:
         """Open ``connections`` beforehand. Raises ``OSError`` if the server cannot be reached."""
         await asyncio.gather(*(self._connect() for _ in range(min(connections, self.limit) - len(self._connections))))
+        self._idle.sort(key=lambda connection: isinstance(connection, _HeaderConnection))  # the last one is used first
 
-    def submit(self, request: bytes, done: Done) -> Exchange:
+    def submit(self, request: bytes, done: Done, key: str | None = None) -> Exchange:  # noqa: ARG002 - the bytes have it
         """Send ``request`` now, or as soon as a connection is free."""
         exchange = Exchange(request, done, time.monotonic_ns() + self.timeout_ns)
-        self.bytes_out += len(request)
         while self._idle:
             connection = self._idle.pop()
             if connection.open:
@@ -222,7 +219,9 @@ class HttpPool:
         exchange.sent_ns = time.monotonic_ns()
         self._open.append(exchange)
         self._waiting.append(exchange)
-        if len(self._connections) + len(self._opening) < self.limit:
+        if len(self._connections) + len(self._opening) >= self.limit:
+            self.queued += 1
+        else:
             task = asyncio.create_task(self._connect_or_fail())
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
@@ -260,8 +259,11 @@ class HttpPool:
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: self._kind(self), self._host, self._port)
+        kind = _Connection if self._made % SAMPLED else _HeaderConnection
+        self._made += 1
+        _, connection = await loop.create_connection(lambda: kind(self), self._host, self._port)
         self._connections.add(connection)
+        self.most_connections = max(self.most_connections, len(self._connections))
         self.release(connection)
 
     async def _connect_or_fail(self) -> None:

@@ -5,7 +5,8 @@
 
 The key comes from ``--tidegate-key`` or ``TIDEGATE_KEY``. Users of the models that the gateway has ready
 are started, in equal parts; name classes (``SentimentUser ImageNetUser``) or give ``--tidegate-models``
-to narrow them. Latency goes into HdrHistograms (``--hdr-out DIR`` writes them).
+to narrow them. Users of gRPC need ``--tidegate-grpc HOST:PORT``. Latency goes into HdrHistograms
+(``--hdr-out DIR`` writes them).
 """
 
 from __future__ import annotations
@@ -21,25 +22,38 @@ from locust import events
 
 from benchmarks.users import session
 from benchmarks.users.images import DigitsUser, ImageNetTorchScriptUser, ImageNetUser
-from benchmarks.users.tensors import EmbeddingsTensorsUser, IdentityUser
+from benchmarks.users.tally import three_digits
+from benchmarks.users.tensors import (
+    EmbeddingsTensorsGrpcUser,
+    EmbeddingsTensorsUser,
+    IdentityGrpcUser,
+    IdentityUser,
+)
 from benchmarks.users.text import (
     EmbeddingsInt8User,
     EmbeddingsOpenAIUser,
     EmbeddingsTeiUser,
     EmbeddingsUser,
     EntitiesUser,
+    PredictTeiUser,
     QuestionAnsweringUser,
+    RerankTeiUser,
+    SentenceSimilarityUser,
     SentimentUser,
+    SimilarityTeiUser,
     TopicsZhUser,
     TranslateEnFrUser,
     TranslateZhEnUser,
+    ZeroShotUser,
 )
 
 __all__ = [
-    "DigitsUser", "EmbeddingsInt8User", "EmbeddingsOpenAIUser", "EmbeddingsTeiUser", "EmbeddingsTensorsUser",
-    "EmbeddingsUser", "EntitiesUser", "IdentityUser", "ImageNetTorchScriptUser", "ImageNetUser",
-    "QuestionAnsweringUser", "SentimentUser", "TopicsZhUser", "TranslateEnFrUser", "TranslateZhEnUser",
+    "DigitsUser", "EmbeddingsInt8User", "EmbeddingsOpenAIUser", "EmbeddingsTeiUser", "EmbeddingsTensorsGrpcUser",
+    "EmbeddingsTensorsUser", "EmbeddingsUser", "EntitiesUser", "IdentityGrpcUser", "IdentityUser",
+    "ImageNetTorchScriptUser", "ImageNetUser", "PredictTeiUser", "QuestionAnsweringUser", "RerankTeiUser",
+    "SentenceSimilarityUser", "SentimentUser", "SimilarityTeiUser", "TopicsZhUser", "TranslateEnFrUser",
+    "TranslateZhEnUser", "ZeroShotUser",
 ]  # fmt: skip
 
-locust.stats.bucket_response_time = session.three_digits  # type: ignore[assignment]
+locust.stats.bucket_response_time = three_digits  # type: ignore[assignment]
 session.install(events)

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from benchmarks.bootstrap import Interval
 from benchmarks.closedloop import ClosedRun
 from benchmarks.observe import Resources, Statistics
 from benchmarks.openloop import OpenRun
-from benchmarks.recording import Latency, Outcome, Recording, histogram_of
+from benchmarks.recording import Latency, Outcome, Recording, encoded, histogram_of
+from benchmarks.stability import Window, unsteady, windows
 from benchmarks.suite import Slo
+from benchmarks.tenancy import Fairness, Tenant
 
-WINDOWS = 6
 BUSY_GENERATOR = 0.8
 """Share of a core beyond which a closed loop measures its own generator."""
-STEADY = 0.10
 LITTLE = 0.05
-
-
-class Window(msgspec.Struct, frozen=True):
-    """A slice of the run, for the timeline."""
-
-    start_s: float
-    answers_per_s: float
-    p50_ms: float | None
-    p95_ms: float | None
+TIMING = re.compile(rb"([\w-]+);dur=([0-9.]+)")
+LEAST_CANCELLED = 0.05
+"""Share of requests that must have been cancelled where that is the scenario."""
 
 
 class Measurement(msgspec.Struct, kw_only=True):
@@ -62,48 +57,76 @@ class Measurement(msgspec.Struct, kw_only=True):
     bytes_out: int
     steady: bool
     windows: list[Window]
+    histogram: str = ""
+    """``latency`` as HdrHistogram encodes it: runs are merged, percentiles never averaged."""
+    shed_histogram: str = ""
+    connections: int | None = None
+    """The most that the generator had open at once."""
+    bytes_in_per_s: float | None = None
+    bytes_out_per_s: float | None = None
+    inferences_per_s: float | None = None
+    """Rows that Triton computed for the answers, a second."""
+    gateway_ms: dict[str, float] = {}
+    """Mean time of an answer in each of the gateway's stages, from a sample of ``Server-Timing``."""
+    max_rate: float | None = None
+    """The highest rate within the objective that the search found; 0 for none."""
+    recovery_s: float | None = None
+    """From the end of an overload until the objective is met again and stays met."""
+    first_answers_ms: list[float] = []
+    """Of a stack that has just started, in order."""
     littles_law_error: float | None = None
     mean_batch: float | None = None
     batches: dict[str, int] = {}
     triton_ms: dict[str, float] = {}
     cpu_us_per_request: dict[str, float] = {}
     rss_bytes: int | None = None
+    """Resident memory of the whole system when the run had ended."""
+    peak_rss_bytes: int | None = None
+    """The most of it during the run."""
     foreign_cpu_share: float | None = None
     """Share of the machine's processors that other programs used meanwhile; above 5 % the machine was not quiet."""
     usage_records: int | None = None
     """Written for this run, warm-up included; they equal the 2xx, or the run is INVALID."""
-    tenants: dict[str, Latency] = {}
-    interval: Interval | None = None
+    tenants: dict[str, Tenant] = {}
+    fairness: Fairness | None = None
 
     @property
     def valid(self) -> bool:
         """INVALID measurements are shown in tables, struck out, and never plotted."""
         return self.verdict == "VALID"
 
+    @property
+    def judged(self) -> int:
+        """Requests that count for the objective."""
+        return sum(self.counts.values()) - self.counts.get("cancelled", 0)
+
+    def invalidate(self, reason: str) -> None:
+        """Make it INVALID, and say why."""
+        self.verdict = "INVALID"
+        self.reasons.append(reason)
+
 
 def of_closed(run: ClosedRun, *, scenario: str, workload: str, protocol: str, slo: Slo, seed: int) -> Measurement:
     """A closed loop's measurement."""
     recording = run.recording
     reasons = [] if len(recording) else ["no samples"]
-    measurement = _common(recording, run.duration_s, slo, run.start_ns)
-    good = recording.latencies_us(Outcome.OK)
-    total = max(1, len(recording))
-    latency = measurement["latency"]
+    common = _common(recording, run.duration_s, slo, run.start_ns)
     little = None
-    if latency.mean is not None and len(recording) > 100:
-        rate = len(recording) / run.duration_s
-        little = abs(run.concurrency - rate * latency.mean / 1000) / run.concurrency
-    measurement["notes"] = _notes(recording, measurement, little)
+    if len(recording) > 100:
+        held = len(recording) / run.duration_s * _mean_s(recording)
+        little = abs(run.concurrency - held) / run.concurrency
+    common["notes"] += _law(little)
     cpu_share = run.cpu_s / max(run.duration_s, 1e-9)
     if cpu_share > BUSY_GENERATOR:
-        measurement["notes"].append(f"a lower bound: the generator used {cpu_share:.0%} of a core")
+        common["notes"].append(f"a lower bound: the generator used {cpu_share:.0%} of a core")
     return Measurement(
         scenario=scenario,
         workload=workload,
         protocol=protocol,
-        label=f"{run.concurrency} user{'' if run.concurrency == 1 else 's'}",
+        label=label_of(run.concurrency),
         load={
             "model": "closed",
+            "engine": "asyncio",
             "users": run.concurrency,
             "think_time_s": 0,
             "seed": seed,
@@ -111,10 +134,10 @@ def of_closed(run: ClosedRun, *, scenario: str, workload: str, protocol: str, sl
         },
         verdict="INVALID" if reasons else "VALID",
         reasons=reasons,
-        goodput=float(np.count_nonzero(good <= slo.ms * 1000)) / run.duration_s,
-        meets_slo=np.count_nonzero(good <= slo.ms * 1000) >= total * slo.percentile / 100,
+        goodput=float(np.count_nonzero(recording.latencies_us(Outcome.OK) <= slo.ms * 1000)) / run.duration_s,
         littles_law_error=little,
-        **measurement,
+        connections=run.connections,
+        **common,
     )
 
 
@@ -123,9 +146,12 @@ def of_open(
 ) -> Measurement:
     """An open loop's measurement."""
     recording = run.recording
-    start = min(recording.intended, default=0)
-    measurement = _common(recording, run.duration_s, slo, start)
-    measurement["notes"] = _notes(recording, measurement, None)
+    common = _common(recording, run.duration_s, slo, run.start_ns)
+    little = None
+    if len(recording) > 100 and run.mean_in_flight > 0:
+        held = len(recording) / run.duration_s * _mean_s(recording)
+        little = abs(run.mean_in_flight - held) / run.mean_in_flight
+    common["notes"] += _law(little)
     return Measurement(
         scenario=scenario,
         workload=workload,
@@ -133,20 +159,28 @@ def of_open(
         label=label,
         load={
             "model": "open",
+            "engine": "asyncio",
             "arrivals": arrivals,
             "offered": run.offered_rate,
             "issued": run.issued_rate,
             "seed": seed,
             "lag_ms": run.lag_ms,
             "dropped": run.dropped,
+            "mean_in_flight": round(run.mean_in_flight, 3),
             "generator_cpu_share": round(run.cpu_s / max(run.wall_s, 1e-9), 3),
         },
         verdict=run.verdict,
         reasons=list(run.reasons),
         goodput=run.within(slo.ms),
-        meets_slo=run.meets(slo.percentile, slo.ms),
-        **measurement,
+        littles_law_error=little,
+        connections=run.connections,
+        **common,
     )
+
+
+def label_of(users: int) -> str:
+    """A closed loop's load in words."""
+    return f"{users} user{'' if users == 1 else 's'}"
 
 
 def attach(
@@ -155,6 +189,7 @@ def attach(
     statistics: Statistics | None = None,
     before: Resources | None = None,
     after: Resources | None = None,
+    peak_rss_bytes: int | None = None,
     answered: int = 0,
     usage_records: int | None = None,
 ) -> None:
@@ -164,6 +199,7 @@ def attach(
     differ, the run is INVALID: requests were lost or counted twice.
     """
     if statistics is not None and statistics.executions:
+        measurement.inferences_per_s = measurement.throughput * statistics.inferences / max(1, answered)
         measurement.mean_batch = statistics.mean_batch
         measurement.batches = {str(size): count for size, count in sorted(statistics.batches.items())}
         measurement.triton_ms = statistics.split_ms()
@@ -174,22 +210,17 @@ def attach(
         }
         measurement.rss_bytes = after.rss_bytes
         measurement.foreign_cpu_share = round(after.foreign_share(before), 4)
+    measurement.peak_rss_bytes = peak_rss_bytes
     if usage_records is not None:
         measurement.usage_records = usage_records
         if usage_records != answered:
-            measurement.verdict = "INVALID"
-            measurement.reasons.append(f"{usage_records} usage records for {answered} answered requests")
-
-
-def latency_of_tenant(recording: Recording, tenant: int) -> Latency:
-    """Latency of one tenant's answered and timed-out requests."""
-    keep = (np.asarray(recording.tenant) == tenant) & recording.mask()
-    return Latency.of(histogram_of((np.asarray(recording.done)[keep] - np.asarray(recording.intended)[keep]) // 1000))
+            measurement.invalidate(f"{usage_records} usage records for {answered} answered requests")
 
 
 def _common(recording: Recording, duration_s: float, slo: Slo, start_ns: int) -> dict[str, Any]:
-    windows = _windows(recording, start_ns, duration_s)
     answers = recording.count(Outcome.OK) + recording.count(Outcome.WRONG)
+    latency, shed = histogram_of(recording.latencies_us()), histogram_of(recording.latencies_us(Outcome.SHED))
+    unstable = unsteady(recording, start_ns, duration_s)
     return {
         "duration_s": duration_s,
         "counts": {outcome.name.lower(): recording.count(outcome) for outcome in Outcome},
@@ -197,52 +228,41 @@ def _common(recording: Recording, duration_s: float, slo: Slo, start_ns: int) ->
         "faults": dict(recording.faults.most_common(10)),
         "throughput": answers / duration_s,
         "slo": slo,
-        "latency": Latency.of(histogram_of(recording.latencies_us())),
+        "meets_slo": recording.meets(slo.percentile, slo.ms),
+        "latency": Latency.of(latency),
+        "histogram": encoded(latency),
         "service": Latency.of(histogram_of(recording.service_us())),
-        "shed_latency": Latency.of(histogram_of(recording.latencies_us(Outcome.SHED))),
+        "shed_latency": Latency.of(shed),
+        "shed_histogram": encoded(shed) if shed.get_total_count() else "",
         "bytes_in": sum(recording.bytes_in),
-        "bytes_out": recording.bytes_out,
-        "steady": _steady(windows),
-        "windows": windows,
+        "bytes_out": sum(recording.bytes_out),
+        "bytes_in_per_s": sum(recording.bytes_in) / duration_s,
+        "bytes_out_per_s": sum(recording.bytes_out) / duration_s,
+        "gateway_ms": stages([timing for _, timing in recording.timings]),
+        "steady": unstable is None,
+        "windows": windows(recording, start_ns, duration_s),
+        "notes": notes_on(recording.count(Outcome.WRONG), unstable),
     }
 
 
-def _windows(recording: Recording, start_ns: int, duration_s: float) -> list[Window]:
-    count = max(WINDOWS, min(60, int(duration_s)))
-    width = duration_s / count
-    if not len(recording):
-        return []
-    keep = recording.mask(Outcome.OK, Outcome.WRONG)
-    done = (np.asarray(recording.done)[keep] - start_ns) / 1e9
-    latency = (np.asarray(recording.done)[keep] - np.asarray(recording.intended)[keep]) / 1e6
-    windows = []
-    for number in range(count):
-        inside = latency[(done >= number * width) & (done < (number + 1) * width)]
-        half = float(np.percentile(inside, 50)) if len(inside) >= 7 else None
-        high = float(np.percentile(inside, 95)) if len(inside) >= 90 else None
-        windows.append(Window(number * width, len(inside) / width, half, high))
-    return windows
+def notes_on(wrong: int, unstable: str | None) -> list[str]:
+    """What a reader must know beside the numbers."""
+    return [*([unstable] if unstable else []), *([f"{wrong} wrong answers"] if wrong else [])]
 
 
-def _steady(windows: list[Window]) -> bool:
-    """Whether the last three sixths of the run agree within 10 % in throughput and median latency."""
-    third = max(1, len(windows) // WINDOWS)
-    parts = [windows[len(windows) - (number + 1) * third : len(windows) - number * third] for number in range(3)]
-    rates = [float(np.mean([window.answers_per_s for window in part])) for part in parts if part]
-    halves = [window.p50_ms for part in parts for window in part if window.p50_ms is not None]
-    if len(rates) < 3 or min(rates) <= 0:
-        return False
-    even = max(rates) <= min(rates) * (1 + STEADY)
-    return even and (not halves or max(halves) <= min(halves) * (1 + 2 * STEADY))
+def stages(timings: Sequence[bytes]) -> dict[str, float]:
+    """Mean milliseconds by stage of ``Server-Timing`` values such as ``auth;dur=0.012, total;dur=3.4``."""
+    total: dict[str, float] = {}
+    for timing in timings:
+        for name, milliseconds in TIMING.findall(timing):
+            total[name.decode()] = total.get(name.decode(), 0.0) + float(milliseconds)
+    return {name: round(value / len(timings), 4) for name, value in total.items()}
 
 
-def _notes(recording: Recording, measurement: dict[str, Any], little: float | None) -> list[str]:
-    notes = []
-    if not measurement["steady"]:
-        notes.append("unstable: the last windows differ by more than 10 %")
-    if little is not None and little > LITTLE:
-        notes.append(f"Little's law is off by {little:.0%}")
-    wrong = recording.count(Outcome.WRONG)
-    if wrong:
-        notes.append(f"{wrong} wrong answers")
-    return notes
+def _mean_s(recording: Recording) -> float:
+    """Seconds that a request was under way, however it ended."""
+    return float((np.asarray(recording.done) - np.asarray(recording.sent)).mean()) / 1e9
+
+
+def _law(error: float | None) -> list[str]:
+    return [f"Little's law is off by {error:.0%}"] if error is not None and error > LITTLE else []

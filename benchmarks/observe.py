@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import time
@@ -131,7 +133,7 @@ class Resources(msgspec.Struct, frozen=True):
     cpu_s: dict[str, float]
     rss_bytes: int
     generator_s: float = 0.0
-    """Processor seconds of this process, which makes the load."""
+    """Processor seconds of this process, which makes the load, and of the children that it waited for."""
     busy_s: float = 0.0
     """Processor seconds of everything on the machine."""
     at_s: float = 0.0
@@ -161,7 +163,51 @@ def resources(pid: int) -> Resources | None:
         name = _component(command)
         cpu[name] = cpu.get(name, 0.0) + times.user + times.system
     own = os.times()
-    return Resources(cpu, memory, own.user + own.system, _busy_s(), time.monotonic())
+    load = own.user + own.system + own.children_user + own.children_system
+    return Resources(cpu, memory, load, _busy_s(), time.monotonic())
+
+
+class MemoryWatch:
+    """The most resident memory that the process tree below ``pid`` had while this was open.
+
+    Sampled twice a second in the event loop of the generator: some ten small files a time, a quarter of a millisecond.
+    """
+
+    EVERY_S = 0.5
+
+    def __init__(self, pid: int | None) -> None:
+        self._pid = pid
+        self._processes: list[psutil.Process] = []
+        self._task: asyncio.Task[None] | None = None
+        self.peak_bytes: int | None = None
+
+    async def __aenter__(self) -> MemoryWatch:
+        if self._pid is not None:
+            with contextlib.suppress(psutil.Error):
+                root = psutil.Process(self._pid)
+                self._processes = [root, *root.children(recursive=True)]
+            self._look()
+            self._task = asyncio.create_task(self._keep_looking())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._look()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(self.EVERY_S)
+            self._look()
+
+    def _look(self) -> None:
+        held = 0
+        for process in self._processes:
+            with contextlib.suppress(psutil.Error):
+                held += process.memory_info().rss
+        if held:
+            self.peak_bytes = max(held, self.peak_bytes or 0)
 
 
 def _busy_s() -> float:

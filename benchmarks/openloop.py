@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.client import Client, judge
-from benchmarks.closedloop import Prepared
+from benchmarks.closedloop import TIMING, Prepared
 from benchmarks.http_client import Exchange
 from benchmarks.pacing import Schedule, due
 from benchmarks.recording import Outcome, Recording, histogram_of
@@ -46,36 +46,25 @@ class OpenRun:
     wall_s: float
     reasons: tuple[str, ...]
     """Why the run is INVALID; empty for a VALID one."""
+    start_ns: int = 0
+    """When the measured part began (monotonic clock); the warm-up lies before."""
+    mean_in_flight: float = 0.0
+    """Requests under way, averaged over the measured part."""
+    connections: int = 0
 
     @property
     def verdict(self) -> Verdict:
         """The tool's own judgement of its measurement."""
         return "INVALID" if self.reasons else "VALID"
 
-    @property
-    def goodput(self) -> float:
-        """Right answers a second, whatever their latency."""
-        return self.recording.count(Outcome.OK) / self.duration_s
-
     def within(self, slo_ms: float) -> float:
         """Right answers a second within ``slo_ms`` of the intended time: goodput at the SLO."""
         latencies = self.recording.latencies_us(Outcome.OK)
         return float(np.count_nonzero(latencies <= slo_ms * 1000)) / self.duration_s
 
-    def meets(self, percentile: float, slo_ms: float, max_faults: float = 0.01) -> bool:
-        """Whether that percentile of all requests (a refused or failed one counts as too late) is in time,
-        with at most ``max_faults`` of them refused, failed or wrong.
-        """
-        total = len(self.recording)
-        if not total:
-            return False
-        good = self.recording.latencies_us(Outcome.OK)
-        in_time = int(np.count_nonzero(good <= slo_ms * 1000))
-        return in_time >= total * percentile / 100 and (total - len(good)) <= total * max_faults
-
 
 class OpenLoop:
-    """One run over ``schedule``. ``on_cancel`` cancels the share of requests that ``cancel_every`` names."""
+    """One run over ``schedule``; one request in ``cancel_every`` is given up ``cancel_after_s`` after it was sent."""
 
     def __init__(
         self,
@@ -113,7 +102,7 @@ class OpenLoop:
     async def run(self, duration_s: float, warmup_s: float = 0.0) -> OpenRun:
         """Send everything and wait for the last answer; samples of the first ``warmup_s`` are left out."""
         schedule = self._schedule
-        dropped, sent_bytes = self._client.dropped, self._client.bytes_out
+        dropped, queued = self._client.dropped, self._client.queued
         cpu = time.process_time()
         begin = time.monotonic_ns()
         sent = 0
@@ -133,11 +122,9 @@ class OpenLoop:
             self._idle.clear()
             await self._idle.wait()
         wall = (time.monotonic_ns() - begin) / 1e9
-        recording = self._recording.since(begin + int(warmup_s * 1e9))
-        recording.bytes_out = self._client.bytes_out - sent_bytes
         return self._conclude(
-            recording, duration_s, warmup_s, self._client.dropped - dropped, (last_sent - begin) / 1e9,
-            time.process_time() - cpu, wall,
+            begin, duration_s, warmup_s, self._client.dropped - dropped, self._client.queued - queued,
+            (last_sent - begin) / 1e9, time.process_time() - cpu, wall,
         )  # fmt: skip
 
     def _send(self, index: int, intended: int) -> None:
@@ -151,15 +138,14 @@ class OpenLoop:
             self.answered += 200 <= exchange.status < 300
             outcome, fault = judge(self._workload, payload, exchange)
             self._recording.add(
-                intended, turn, exchange.done_ns, outcome, max(0, exchange.status), len(exchange.body), number
+                intended, turn, exchange.done_ns, outcome, max(0, exchange.status), len(exchange.body), number,
+                bytes_out=len(request), fault=fault, timing=exchange.headers.get(TIMING),
             )  # fmt: skip
-            if fault is not None:
-                self._recording.faults[fault] += 1
             self._outstanding -= 1
             self._idle.set()
 
         self._outstanding += 1
-        exchange = self._client.submit(request, done)
+        exchange = self._client.submit(request, done, key)
         if self._cancel_every and index % self._cancel_every == 0:
             asyncio.get_running_loop().call_later(self._cancel_after_s, self._client.cancel, exchange)
 
@@ -171,14 +157,17 @@ class OpenLoop:
 
     def _conclude(
         self,
-        recording: Recording,
+        begin: int,
         duration_s: float,
         warmup_s: float,
         dropped: int,
+        queued: int,
         sending_s: float,
         cpu: float,
         wall: float,
     ) -> OpenRun:
+        start, end = begin + int(warmup_s * 1e9), begin + int(duration_s * 1e9)
+        recording = self._recording.since(start)
         lag = histogram_of(np.maximum(recording.lag_us(), 1))
         lags = {
             "p50": lag.get_value_at_percentile(50) / 1000,
@@ -189,21 +178,29 @@ class OpenLoop:
         last_s = int(self._schedule[-1]) / 1e9 if count else 0.0
         scheduled = count / max(last_s, duration_s * 0.5)
         issued = (count - dropped) / max(sending_s, last_s, duration_s * 0.5)
-        reasons = _reasons(
-            len(recording), dropped, lags["p99"], self._max_lag_ms, issued, scheduled, cpu / max(wall, 1e-9)
-        )
-        span = max(1e-9, duration_s - warmup_s)
-        return OpenRun(count / duration_s, issued, span, recording, dropped, lags, cpu, wall, tuple(reasons))
+        reasons = [
+            *_unsent(len(recording), dropped, queued),
+            *_late(lags["p99"], self._max_lag_ms, issued, scheduled, cpu / max(wall, 1e-9)),
+        ]
+        return OpenRun(
+            count / duration_s, issued, max(1e-9, duration_s - warmup_s), recording, dropped, lags, cpu, wall,
+            tuple(reasons), start, self._recording.mean_in_flight(start, end), self._client.most_connections,
+        )  # fmt: skip
 
 
-def _reasons(
-    samples: int, dropped: int, lag_p99: float, max_lag: float, issued: float, scheduled: float, cpu_share: float
-) -> list[str]:
+def _unsent(samples: int, dropped: int, queued: int) -> list[str]:
     reasons = []
     if not samples:
         reasons.append("no samples")
     if dropped:
         reasons.append(f"{dropped} requests were never sent: the generator's queue was full")
+    if queued:
+        reasons.append(f"{queued} requests waited in the generator for a connection: the server did not see them come")
+    return reasons
+
+
+def _late(lag_p99: float, max_lag: float, issued: float, scheduled: float, cpu_share: float) -> list[str]:
+    reasons = []
     if lag_p99 > max_lag:
         reasons.append(f"schedule lag p99 is {lag_p99:.2f} ms, at most {max_lag:g} ms is allowed")
     if issued < scheduled * MIN_ISSUE_RATE:

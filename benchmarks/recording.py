@@ -8,6 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from enum import IntEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from hdrh.histogram import HdrHistogram
 HIGHEST_US = 3_600_000_000
 DIGITS = 3
 PERCENTILES = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
+UNSURE = 0.01
+"""Chance that a percentile lies above what is claimed of it."""
+MAX_FAULTS = 0.01
+"""Share of requests that may be refused, failed or wrong within an objective that is met."""
 
 
 class Outcome(IntEnum):
@@ -35,11 +40,29 @@ class Outcome(IntEnum):
     """By the load generator, as the scenario asks."""
 
 
+COLUMNS = ("intended", "sent", "done", "outcome", "status", "bytes_in", "bytes_out", "tenant")
+"""Of a :class:`Recording`."""
+
+
 def sample_floor(percentile: float) -> int:
     """Samples needed before ``percentile`` may be printed: with that many, one lies above it with 99 %
     confidence (459 for p99, 4,603 for p99.9).
     """
-    return math.ceil(math.log(0.01) / math.log(percentile / 100))
+    return math.ceil(math.log(UNSURE) / math.log(percentile / 100))
+
+
+@lru_cache(maxsize=4096)
+def most_over(samples: int, percentile: float) -> int:
+    """How many of ``samples`` may lie above a bound so that ``percentile`` is within it with 99 % confidence
+    (MLPerf's early stopping: 0 of 459 and 77 of 10,000 for p99); -1 below the sample floor.
+    """
+    if samples < sample_floor(percentile):
+        return -1
+    inside = percentile / 100
+    counts = np.arange(int(samples * (1 - inside)) + 1, dtype=np.float64)
+    steps = np.log(samples - counts[:-1]) - np.log(counts[1:]) + math.log((1 - inside) / inside)
+    logarithms = samples * math.log(inside) + np.concatenate(([0.0], np.cumsum(steps)))
+    return int(np.searchsorted(np.cumsum(np.exp(logarithms)), UNSURE, side="right")) - 1
 
 
 def new_histogram() -> HdrHistogram:
@@ -58,6 +81,16 @@ def percentiles(histogram: HdrHistogram) -> dict[str, float | None]:
     }
 
 
+def bounds(histogram: HdrHistogram) -> dict[str, float | None]:
+    """Milliseconds that a percentile lies within with 99 % confidence, by name; None where samples do not suffice."""
+    count = histogram.get_total_count()
+    found = {f"p{percentile:g}": most_over(count, percentile) for percentile in PERCENTILES}
+    return {
+        name: histogram.get_value_at_percentile(100 * (count - over) / count) / 1000 if over >= 0 else None
+        for name, over in found.items()
+    }
+
+
 class Latency(msgspec.Struct, frozen=True):
     """A distribution in milliseconds."""
 
@@ -67,6 +100,8 @@ class Latency(msgspec.Struct, frozen=True):
     std: float | None
     max: float | None
     percentiles: dict[str, float | None]
+    bounds: dict[str, float | None] = {}
+    """What each percentile lies within with 99 % confidence."""
 
     @classmethod
     def of(cls, histogram: HdrHistogram) -> Latency:
@@ -81,6 +116,7 @@ class Latency(msgspec.Struct, frozen=True):
             std=histogram.get_stddev() / 1000,
             max=histogram.get_max_value() / 1000,
             percentiles=percentiles(histogram),
+            bounds=bounds(histogram),
         )
 
 
@@ -99,16 +135,34 @@ class Recording:
         self.outcome = array("b")
         self.status = array("h")
         self.bytes_in = array("l")
+        self.bytes_out = array("l")
         self.tenant = array("b")
-        self.bytes_out = 0
-        self.faults: Counter[str] = Counter()
-        """Texts of wrong answers and errors, by how often they came."""
+        self.texts: list[tuple[int, str]] = []
+        """Wrong answers and errors in words, with the intended time of each."""
+        self.timings: list[tuple[int, bytes]] = []
+        """``Server-Timing`` of those answers whose headers were kept, with the intended time of each."""
 
     def __len__(self) -> int:
         return len(self.intended)
 
+    @property
+    def faults(self) -> Counter[str]:
+        """Texts of wrong answers and errors, by how often they came."""
+        return Counter(text for _, text in self.texts)
+
     def add(
-        self, intended: int, sent: int, done: int, outcome: Outcome, status: int, bytes_in: int = 0, tenant: int = 0
+        self,
+        intended: int,
+        sent: int,
+        done: int,
+        outcome: Outcome,
+        status: int,
+        bytes_in: int = 0,
+        tenant: int = 0,
+        *,
+        bytes_out: int = 0,
+        fault: str | None = None,
+        timing: bytes | None = None,
     ) -> None:
         """Append one request."""
         self.intended.append(intended)
@@ -117,24 +171,53 @@ class Recording:
         self.outcome.append(outcome)
         self.status.append(status)
         self.bytes_in.append(bytes_in)
+        self.bytes_out.append(bytes_out)
         self.tenant.append(tenant)
+        if fault is not None:
+            self.texts.append((intended, fault))
+        if timing is not None:
+            self.timings.append((intended, timing))
 
     def merge(self, other: Recording) -> None:
         """Append another worker's samples; percentiles are never averaged."""
-        for name in ("intended", "sent", "done", "outcome", "status", "bytes_in", "tenant"):
+        for name in COLUMNS:
             getattr(self, name).extend(getattr(other, name))
-        self.bytes_out += other.bytes_out
-        self.faults.update(other.faults)
+        self.texts += other.texts
+        self.timings += other.timings
 
     def since(self, start_ns: int) -> Recording:
         """Only the requests intended at ``start_ns`` or later (what is left when the warm-up is cut off)."""
         keep = np.flatnonzero(np.asarray(self.intended) >= start_ns)
         result = Recording()
-        for name in ("intended", "sent", "done", "outcome", "status", "bytes_in", "tenant"):
+        for name in COLUMNS:
             column = getattr(self, name)
             getattr(result, name).frombytes(np.asarray(column)[keep].tobytes())
-        result.bytes_out, result.faults = self.bytes_out, self.faults
+        result.texts = [item for item in self.texts if item[0] >= start_ns]
+        result.timings = [item for item in self.timings if item[0] >= start_ns]
         return result
+
+    def ended(self, outcome: Outcome, start_ns: int, end_ns: int) -> int:
+        """How many ended so between the two moments, whenever they began."""
+        done = np.asarray(self.done)
+        return int(np.count_nonzero(self.mask(outcome) & (done >= start_ns) & (done <= end_ns)))
+
+    def mean_in_flight(self, start_ns: int, end_ns: int) -> float:
+        """Requests under way between the two moments, averaged over time."""
+        if not len(self) or end_ns <= start_ns:
+            return 0.0
+        begun, done = (np.clip(np.asarray(column), start_ns, end_ns) for column in (self.sent, self.done))
+        return float((done - begun).sum()) / (end_ns - start_ns)
+
+    def meets(self, percentile: float, slo_ms: float) -> bool:
+        """Whether that percentile of all requests is within ``slo_ms`` of its intended time, with 99 % confidence.
+
+        Refused, failed and wrong ones count as too late, and may be one in a hundred at most; those that the
+        generator gave up are not judged.
+        """
+        judged = len(self) - self.count(Outcome.CANCELLED)
+        right = self.latencies_us(Outcome.OK)
+        in_time = int(np.count_nonzero(right <= slo_ms * 1000))
+        return judged - in_time <= most_over(judged, percentile) and judged - len(right) <= judged * MAX_FAULTS
 
     def mask(self, *outcomes: Outcome) -> npt.NDArray[np.bool_]:
         """Which samples ended in one of ``outcomes`` (none given: in an answer or a timeout)."""
@@ -200,12 +283,17 @@ def histogram_of(values_us: Iterable[int] | npt.NDArray[np.int64]) -> HdrHistogr
     return histogram
 
 
-def merged(encoded: Iterable[bytes]) -> HdrHistogram:
+def merged(encodings: Iterable[bytes]) -> HdrHistogram:
     """The sum of histograms that workers sent in HdrHistogram's own encoding."""
     total = new_histogram()
-    for text in encoded:
+    for text in encodings:
         total.decode_and_add(text)
     return total
+
+
+def encoded(histogram: HdrHistogram) -> str:
+    """HdrHistogram's own compressed encoding, in base64; :func:`merged` reads it."""
+    return str(histogram.encode().decode())
 
 
 def write_hgrm(histogram: HdrHistogram, path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +25,7 @@ from benchmarks.calibration import Calibration
 from benchmarks.cost import Machine
 from benchmarks.measurement import Measurement
 from benchmarks.observe import Observer
+from benchmarks.points import Point, grouped, summary
 from benchmarks.recording import Recording, as_dict, histogram_of, write_hgrm
 from benchmarks.repeatability import disturbances
 from benchmarks.scenarios import Bench, ScenarioError, Target
@@ -29,6 +33,8 @@ from benchmarks.stack import Stack, StackError
 from benchmarks.suite import Suite, Variant
 
 TENANTS = 4
+OPEN_FILES = 8192
+"""Connections of an overload, in the generator and in the stack that inherits the limit."""
 
 
 @dataclass(slots=True)
@@ -61,14 +67,24 @@ class Results(msgspec.Struct):
     skipped: list[str]
     """Scenarios that could not run here, and why."""
     calibration: Calibration | None = None
+    id: str = ""
+    """Of this run and no other."""
+    config_hash: str = ""
+    """SHA-256 of suite, seed and machine: equal where the same was asked for."""
+    points: list[Point] = []
+    """Repetitions of each point summed up: histograms merged, counts added, intervals over runs."""
 
 
 async def run(plan: Plan) -> Results:
     """Everything in the suite. Raises :class:`benchmarks.stack.StackError` if a stack does not start."""
     captured = environment.capture(plan.url)
+    environment.allow_open_files(OPEN_FILES)
     samples = plan.out / "samples"
-    samples.mkdir(parents=True, exist_ok=True)
-    results = Results(plan.suite, plan.seed, plan.machine, captured, [], [], [])
+    shutil.rmtree(samples, ignore_errors=True)  # those of an earlier run belong to other numbers
+    samples.mkdir(parents=True)
+    results = Results(
+        plan.suite, plan.seed, plan.machine, captured, [], [], [], id=uuid.uuid4().hex, config_hash=_hash(plan)
+    )
     order = random.Random(plan.seed)
     total = plan.suite.runs * len(plan.suite.variants) * len(plan.suite.scenarios)
     steps = itertools.count(1)
@@ -81,7 +97,13 @@ async def run(plan: Plan) -> Results:
                 await _scenarios(plan, target, variant, number, order, results, lambda: f"[{next(steps)}/{total}]")
     results.noise = [*environment.noise(captured, environment.capture()), *disturbances(results.measurements)]
     await _calibrate(plan, results)
+    results.points = [summary(group) for group in grouped(results.measurements).values()]
     return results
+
+
+def _hash(plan: Plan) -> str:
+    asked = msgspec.json.encode([plan.suite, plan.seed, plan.machine], order="sorted")
+    return hashlib.sha256(asked).hexdigest()
 
 
 async def _calibrate(plan: Plan, results: Results) -> None:
@@ -139,10 +161,10 @@ def _target(plan: Plan, variant: Variant, number: int) -> Iterator[Target]:
         with stack:
             where = stack.addresses
             observer = Observer(where.gateway, where.key)
-            keys = [where.key or "", *_tenants(stack)] if _wants_tenants(plan.suite) else []
+            others = _tenants(stack) if _wants_tenants(plan.suite) else []
             yield Target(
-                where.gateway, where.gateway_grpc, where.key, observer, plan.seed, stack.pid, stack.started_in_s, keys,
-                say=plan.say,
+                where.gateway, where.gateway_grpc, where.key, observer, plan.seed, stack.pid, stack.started_in_s,
+                [where.key or "", *others], [Observer(where.gateway, key) for key in others], say=plan.say,
             )  # fmt: skip
 
 
@@ -151,13 +173,13 @@ def _wants_tenants(suite: Suite) -> bool:
 
 
 def _tenants(stack: Stack) -> list[str]:
-    """Keys of one project more, made by the operator's own command."""
+    """Keys of a project each, made by the operator's own command: capacity is shared among projects."""
     keys = []
     for number in range(1, TENANTS):
         file = stack.data_dir / f"tenant-{number}.key"
         command = [
-            sys.executable, "-m", "tidegate", "keys", "create", "--project", "demo", "--label", f"tenant {number}",
-            "--write", str(file),
+            sys.executable, "-m", "tidegate", "keys", "create", "--project", f"tenant-{number}", "--scope", "infer",
+            "--scope", "usage:read", "--label", f"tenant {number}", "--write", str(file),
         ]  # fmt: skip
         settings = {**os.environ, "TIDEGATE_DATA_DIR": str(stack.data_dir)}
         done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603

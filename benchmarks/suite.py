@@ -19,6 +19,9 @@ Kind = Literal[
 Number = TypeVar("Number", int, float)
 
 
+Engine = Literal["asyncio", "locust"]
+
+
 class SuiteError(Exception):
     """A suite that cannot be read; the message names file and field."""
 
@@ -46,6 +49,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Closed sweep; offline and noise floor take the last one."""
     rate: float | None = None
     """Requests a second; None derives it from the peak that a short closed loop finds."""
+    engine: Engine = "asyncio"
+    """What makes the load of closed loops; open loops are asyncio's alone."""
     factors: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)
     """Overload: multiples of the peak."""
     max_lag_ms: float | None = None
@@ -105,6 +110,8 @@ def read(name: str) -> Suite:
         suite = msgspec.yaml.decode(data, type=Suite)
     except (OSError, msgspec.MsgspecError) as error:
         raise SuiteError(f"{name}: {error}") from error
+    if any(scenario.engine != "asyncio" and scenario.kind != "closed_sweep" for scenario in suite.scenarios):
+        raise SuiteError(f"{name}: engine: only closed_sweep can be made by Locust")
     unknown = sorted({scenario.workload for scenario in suite.scenarios} - set(WORKLOADS))
     if unknown:
         raise SuiteError(f"{name}: no workload {', '.join(unknown)}; there are: {', '.join(WORKLOADS)}")
@@ -129,6 +136,15 @@ def shortened(suite: Suite, *, duration_s: float | None = None, runs: int | None
             users=_ends(scenario.users) if quick else scenario.users,
             factors=_ends(scenario.factors) if quick else scenario.factors,
         )
+        for scenario in suite.scenarios
+    )
+    return msgspec.structs.replace(suite, scenarios=scenarios)
+
+
+def with_engine(suite: Suite, engine: Engine) -> Suite:
+    """The same suite, its closed sweeps made by ``engine``."""
+    scenarios = tuple(
+        msgspec.structs.replace(scenario, engine=engine) if scenario.kind == "closed_sweep" else scenario
         for scenario in suite.scenarios
     )
     return msgspec.structs.replace(suite, scenarios=scenarios)

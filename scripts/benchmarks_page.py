@@ -1,7 +1,8 @@
 """Writes the benchmarks in README.md and docs/06-benchmarks.md: ``python scripts/benchmarks_page.py``.
 
 Tables and plots come from the reports of ``tidegate bench run headline`` and ``python -m benchmarks.peers run``;
-with ``--check`` nothing is written, and the exit code is 1 if the pages are not what the reports say.
+with ``--check`` nothing is written, and the exit code is 1 if the pages are not what the reports say. A report that
+was made with changes that no commit has is shown, and says so.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from benchmarks import runner
 from benchmarks.bootstrap import middle
 from benchmarks.cost import cost, machine, read_prices
 from benchmarks.measurement import Measurement
-from benchmarks.peers.summary import OWN, PeerResult, number, ratios, table, verdicts
+from benchmarks.peers.summary import OWN, PeerResult, incomparable, number, ratios, table, verdicts
 from benchmarks.repeatability import doubts, middle_percentile, noise_floors
 from benchmarks.report.plots import readable
 from benchmarks.report.tables import headlines_of, milliseconds
@@ -32,13 +33,6 @@ from benchmarks.runner import Results
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
-COMMANDS = """```bash
-python -m benchmarks.peers install fastapi litserve bentoml mlserver ray
-python -m benchmarks.peers tune
-python -m benchmarks.peers run --rounds {rounds} --seconds {seconds:g} --users {users}
-tidegate bench run headline
-python scripts/benchmarks_page.py
-```"""
 INK = {
     "tidegate": "#0b6e75", "triton": "#8a939c", "fastapi": "#c8553d", "litserve": "#7a5ea8", "bentoml": "#d19a2a",
     "mlserver": "#4c7fb8", "ray": "#6d8b3c",
@@ -56,19 +50,43 @@ def main() -> int:
             [*table(peers), "", *(f"- {line}" for line in verdicts(peers)), *_warnings(report["noise"])]
         ),
     }
-    stale = False
+    reasons: list[str] = []
     for path, text in pages.items():
         old = path.read_text(encoding="utf-8")
         marks = r"(<!-- benchmarks: [^>]*-->).*?(<!-- /benchmarks -->)"
         new = re.sub(marks, lambda found, text=text: f"{found[1]}\n{text}\n{found[2]}", old, flags=re.DOTALL)  # type: ignore[misc]
-        stale |= new != old
         if "--check" not in sys.argv[1:]:
             path.write_text(new, encoding="utf-8")
+        elif new != old:
+            reasons.append(f"{path.relative_to(ROOT)} is not what the reports say")
+    for reason in reasons:
+        print(reason, file=sys.stderr)
     if "--check" in sys.argv[1:]:
-        return int(stale)
+        return int(bool(reasons))
     _draw(IMAGES / "goodput.svg", peers, goodput, "Right answers a second, within the objective")
     _draw(IMAGES / "latency.svg", peers, latency, "p95 latency against throughput, by number of users")
     return 0
+
+
+def uncommitted(environments: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What makes published figures hard to make again: the code that made them is in no commit."""
+    return [
+        f"the report {name} was made with local changes beside commit {where['git']['commit'][:12]}"
+        for name, where in environments.items()
+        if where["git"]["dirty"]
+    ]
+
+
+def commands(report: Mapping[str, Any], headline: Results) -> list[str]:
+    """What was typed to make the reports, as they recorded it."""
+    peers = [name for name in dict.fromkeys(item["server"] for item in report["results"]) if name not in OWN]
+    return [
+        f"python -m benchmarks.peers install {' '.join(sorted(peers))}",
+        *report.get("tuning", {"commands": ["python -m benchmarks.peers tune"]})["commands"],
+        report["environment"]["command"],
+        headline.environment["command"],
+        "python scripts/benchmarks_page.py",
+    ]
 
 
 def readme(report: Mapping[str, Any], peers: Sequence[PeerResult], headline: Results) -> str:
@@ -86,17 +104,25 @@ def readme(report: Mapping[str, Any], peers: Sequence[PeerResult], headline: Res
         "",
         *_against(peers),
         "",
+        *(f"- {line}" for line in incomparable(peers)),
         "![Right answers a second within the objective, by server](docs/images/goodput.svg)",
         "![Latency against throughput, by server](docs/images/latency.svg)",
         "",
         *_alone(headline),
         *_warnings(
-            [*report["noise"], *headline.noise, *doubts(headlines_of(headline), noise_floors(headline.measurements))]
+            [
+                *uncommitted({"peers": report["environment"], "headline": headline.environment}),
+                *report["noise"],
+                *headline.noise,
+                *doubts(headlines_of(headline), noise_floors(headline.measurements)),
+            ]
         ),
         "",
         "To make all of this again:",
         "",
-        COMMANDS.format(**load),
+        "```bash",
+        *commands(report, headline),
+        "```",
     ]
     return "\n".join(lines)
 
@@ -113,9 +139,9 @@ def _against(peers: Sequence[PeerResult]) -> list[str]:
         here = {item.server: item for item in peers if item.task == task}
         own, found = here.get("tidegate"), {item.server: item for item in ratios(peers) if item.task == task}
         best = next((here[name] for name in found if name not in OWN), None)
-        if own is None or best is None:
+        if own is None or best is None:  # struck out: a sentence below says so
             continue
-        priced = cost(price, own.goodput.value) if own.meets_slo else None
+        priced = cost(price, own.goodput.value)
         cells = (
             f"{task}, {own.slo}",
             f"{own.goodput.value:.3g}/s",
@@ -156,7 +182,7 @@ def goodput(axes: Axes, found: Sequence[PeerResult]) -> None:
     for row, item in enumerate(ordered):
         value, low, high = item.goodput.value, item.goodput.low, item.goodput.high
         error = [[value - low], [high - value]] if low is not None and high is not None else None
-        pale = 1.0 if item.meets_slo and item.valid else 0.35
+        pale = 0.35 if item.struck else 1.0
         axes.barh(row, value, color=INK[item.server], alpha=pale, xerr=error, error_kw={"lw": 1, "ecolor": "#1c2733"})
     axes.set_yticks(range(len(ordered)), [item.title for item in ordered])
     axes.set_xlabel("per second")

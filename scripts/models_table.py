@@ -65,8 +65,8 @@ def _scores(card: ModelCard) -> str:
 
 def main() -> int:
     """Rewrite the README; 1 with ``--check`` if it was out of date."""
-    text = README.read_text(encoding="utf-8")
-    replacement = f"\\g<1>\n{table(Catalog.load(ROOT / 'model_repository'), json.loads(REPORT.read_text()))}\n\\g<2>"
+    text, report = README.read_text(encoding="utf-8"), json.loads(REPORT.read_text())
+    replacement = f"\\g<1>\n{table(Catalog.load(ROOT / 'model_repository'), report)}\n\\g<2>"
     new = re.sub(r"(<!-- models: [^>]*-->).*?(<!-- /models -->)", replacement, text, flags=re.DOTALL)
     if "--check" in sys.argv[1:]:
         return int(new != text)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from benchmarks import compare as reports
-from benchmarks import cost, gpu, runner
+from benchmarks import cost, runner
 from benchmarks import suite as suites
 from benchmarks.bootstrap import Interval
 from benchmarks.recording import as_dict
@@ -29,7 +26,7 @@ _SHORT = {
 """The columns that fit a terminal; the report has them all."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, frozen=True, kw_only=True)
 class RunOptions:
     """Options of ``tidegate bench run``."""
 
@@ -46,6 +43,8 @@ class RunOptions:
     seed: int
     repository: Path
     json_: bool
+    engine: suites.Engine | None = None
+    """What makes closed sweeps, in place of what the suite says."""
 
 
 def run_suite(options: RunOptions) -> None:
@@ -54,6 +53,8 @@ def run_suite(options: RunOptions) -> None:
         chosen = suites.shortened(
             suites.read(options.suite), duration_s=options.duration, runs=options.runs, quick=options.quick
         )
+        if options.engine is not None:
+            chosen = suites.with_engine(chosen, options.engine)
         priced = cost.machine(cost.read_prices(options.prices), options.machine)
     except (suites.SuiteError, cost.PricesError) as error:
         fail(str(error), code=2)
@@ -135,23 +136,3 @@ def _percent(interval: Interval | None) -> str:
     return (
         text if interval.low is None or interval.high is None else f"{text} [{interval.low:+.1%}, {interval.high:+.1%}]"
     )
-
-
-def on_gpu(
-    models: str, out: Path | None, seed: int, repository: Path, machine: str, *, quick: bool, json_: bool
-) -> None:
-    """``tidegate bench gpu``."""
-    try:
-        found = gpu.require()
-    except gpu.NoGpuError as error:
-        fail(str(error))
-    err.print(f"on {', '.join(found)}", highlight=False)
-    names = [name.strip() for name in models.split(",") if name.strip()]
-    with tempfile.TemporaryDirectory(prefix="tidegate-gpu-") as folder:
-        copied = gpu.repository(repository, names, Path(folder))
-        scenarios = tuple(suites.Scenario("closed_sweep", name, users=(1, 8, 32, 128), duration_s=10) for name in names)
-        suite = Path(folder) / "gpu.yaml"
-        suite.write_bytes(msgspec.yaml.encode(suites.Suite("On a CUDA GPU", scenarios)))
-        run_suite(
-            RunOptions(str(suite), Where(), (), out, None, None, quick, True, None, machine, seed, copied, json_)
-        )  # fmt: skip

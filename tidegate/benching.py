@@ -11,24 +11,31 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 import uvloop
 
-from benchmarks import batching
+from benchmarks import batching, cost, gpu, limits
 from benchmarks import suite as suites
 from benchmarks import tasks as ceilings
+from benchmarks.bootstrap import Interval
 from benchmarks.configs import read_config
 from benchmarks.floor import serving as serving_floor
+from benchmarks.gateways import ServedGateway
 from benchmarks.grpc_floor import serving as serving_grpc_floor
 from benchmarks.overhead import Comparison, Leg, compare
-from benchmarks.recording import as_dict
+from benchmarks.recording import as_dict, sample_floor
 from benchmarks.report import tables
+from benchmarks.report import write as report
 from benchmarks.stack import Stack, StackError
 from benchmarks.workloads import WORKLOADS
 from tidegate.console import err, fail, print_json, print_table, progress
 
 Result = TypeVar("Result")
+RESULTS = Path("benchmarks") / "results"
+WRITTEN = ("evidence.json", "config.pbtxt", "recipe.yaml", "gateway.env")
+"""What ``tune`` may leave in its folder."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,55 +77,95 @@ def start(stack: ExitStack, models: Sequence[str], repository: Path) -> Stack:
         fail(str(error))
 
 
-def overhead(
-    where: Where,
-    protocols: str,
-    concurrency: str,
-    rounds: int,
-    leg_s: float,
-    seed: int,
-    repository: Path,
-    *,
-    floor: bool,
-    json_: bool,
-) -> None:
+@dataclass(slots=True, frozen=True)
+class OverheadOptions:
+    """Options of ``tidegate bench overhead``."""
+
+    where: Where
+    protocols: str
+    concurrency: str
+    rounds: int
+    leg_s: float
+    seed: int
+    repository: Path
+    floor: bool
+    bare: bool | None
+    """None: where the stack is started here."""
+    json_: bool
+
+
+def overhead(options: OverheadOptions) -> None:
     """``tidegate bench overhead``."""
+    where, repository = options.where, options.repository
+    wanted = [name.strip() for name in options.protocols.split(",") if name.strip()]
     with ExitStack() as stack:
+        roots: tuple[int, ...] = ()
+        bare = bool(options.bare)
         if where.gateway is None and where.gateway_grpc is None:
-            found = start(stack, ["identity"], repository).addresses
+            started = start(stack, ["identity"], repository)
+            try:
+                limits.impose(started)
+            except StackError as error:
+                fail(str(error))
+            found, roots, bare = started.addresses, (started.pid,), options.bare is not False
             where = Where(found.gateway, found.gateway_grpc, found.triton, found.triton_grpc, found.key, where.third)
         legs = {
-            "http": _legs(where.triton, where.gateway, where.key, "http://"),
-            "grpc": _legs(where.triton_grpc, where.gateway_grpc, where.key, "grpc://"),
+            "http": _legs(where.triton, where.gateway, where.key, "http://", roots),
+            "grpc": _legs(where.triton_grpc, where.gateway_grpc, where.key, "grpc://", roots),
         }
+        if bare:
+            gateway = _bare(stack, where, repository)
+            pids = () if gateway.pid is None else (gateway.pid,)
+            legs["http"].append(Leg("bare", gateway.url, gateway.key, roots=(*roots, *pids)))
+            legs["grpc"].append(Leg("bare", gateway.grpc_url, gateway.key, roots=(*roots, *pids)))
         if where.third is not None:
-            legs["http"].append(
-                Leg("third", where.third if "//" in where.third else f"http://{where.third}", where.key)
-            )
-        wanted = [name.strip() for name in protocols.split(",") if name.strip()]
-        if floor:
+            legs["http"].append(Leg("third", _full(where.third, "http://"), where.key))
+        if options.floor:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-bench-")))
             for name, serving in (("http", serving_floor), ("grpc", serving_grpc_floor)):
                 if name in wanted:
                     address = stack.enter_context(serving(folder / f"{name}-floor.log"))
                     legs[name].append(Leg("floor", f"{name}://{address}"))
         for name in wanted:
-            if len(legs.get(name, [])) < 2:
+            if not {"triton", "gateway"} <= {leg.name for leg in legs.get(name, [])}:
                 fail(f"{name}: both addresses are needed (--url and --triton, or --grpc-url and --triton-grpc)", code=2)
-        comparisons = run_async(measure_legs(wanted, legs, numbers(concurrency), rounds, leg_s, seed))
-    if json_:
+        comparisons = run_async(
+            measure_legs(wanted, legs, numbers(options.concurrency), options.rounds, options.leg_s, options.seed)
+        )
+    if options.json_:
         print_json(as_dict([comparison.to_dict() for comparison in comparisons]))
     else:
         _print_overhead(comparisons)
 
 
-def _legs(direct: str | None, gateway: str | None, key: str | None, scheme: str) -> list[Leg]:
-    def full(address: str) -> str:
-        return address if "//" in address else scheme + address
-
+def _legs(
+    direct: str | None, gateway: str | None, key: str | None, scheme: str, roots: tuple[int, ...] = ()
+) -> list[Leg]:
     if not direct or not gateway:
         return []
-    return [Leg("triton", full(direct)), Leg("gateway", full(gateway), key)]
+    return [
+        Leg("triton", _full(direct, scheme), roots=roots), Leg("gateway", _full(gateway, scheme), key, roots=roots),
+    ]  # fmt: skip
+
+
+def _full(address: str, scheme: str) -> str:
+    return address if "//" in address else scheme + address
+
+
+def _bare(stack: ExitStack, where: Where, repository: Path) -> ServedGateway:
+    """A gateway before the same Triton that writes no usage records and whose keys have no limits."""
+    if not where.triton or not where.triton_grpc:
+        fail("the bare gateway needs both of Triton's addresses (--triton, --triton-grpc)", code=2)
+    grpc, http = (urlsplit(_full(address, "http://")) for address in (where.triton_grpc, where.triton))
+    triton = f"{grpc.hostname}:{grpc.port}/{http.port}"
+    try:
+        return stack.enter_context(
+            ServedGateway(
+                triton, "identity", model_repository=repository, environment={"TIDEGATE_METERING": "false"}
+            )
+        )  # fmt: skip
+    except StackError as error:
+        fail(str(error))
 
 
 async def measure_legs(
@@ -166,15 +213,24 @@ def _print_overhead(comparisons: list[Comparison]) -> None:
                     leg["ratio"] or "",
                     f"{leg['median_ms'].value:.2f}",
                     leg["added_median_ms"] or "",
+                    leg["added_p99_ms"] or "",
                     f"{leg['max_ms']:,.0f}",
-                    f"{leg['client_cpu_us']:.0f}",
+                    ", ".join(f"{name} {used.value:.0f}" for name, used in _parts(leg["cpu_us"])),
                     leg["faults"],
                 ]
             )
             if leg["fault"]:
                 err.print(f"[yellow]{comparison.protocol} {comparison.concurrency}:[/] {leg['fault']}", highlight=False)
-    columns = ["users", "leg", "req/s", "ratio", "p50 ms", "added ms", "max ms", "client µs", "faults"]
+    columns = [
+        "users", "leg", "req/s", "ratio", "p50 ms", "added p50", "added p99", "max ms", "CPU µs per request", "faults",
+    ]  # fmt: skip
     print_table("The gateway beside Triton itself, model identity (medians over rounds, 95 % intervals)", columns, rows)
+
+
+def _parts(spent: dict[str, Interval]) -> list[tuple[str, Interval]]:
+    """Components that did something, the dearest first."""
+    found = [(name, used) for name, used in spent.items() if used.value >= 1]
+    return sorted(found, key=lambda item: -item[1].value)
 
 
 def tasks(where: Where, workloads: str, rounds: int, leg_s: float, seed: int, repository: Path, *, json_: bool) -> None:
@@ -256,47 +312,82 @@ def why(where: Where, model: str, seconds: float, *, json_: bool) -> None:
         err.print(f"- {finding}", highlight=False, markup=False)
 
 
-def tune(
-    model: str,
-    slo: str,
-    workload: str | None,
-    users: str,
-    seconds: float,
-    out: Path | None,
-    seed: int,
-    repository: Path,
-    *,
-    json_: bool,
-) -> None:
+@dataclass(slots=True, frozen=True)
+class TuneOptions:
+    """Options of ``tidegate bench tune``."""
+
+    model: str
+    slo: str
+    workload: str | None
+    users: str
+    instances: str | None
+    delays_us: str
+    seconds: float
+    out: Path | None
+    seed: int
+    repository: Path
+    json_: bool
+
+
+def tune(options: TuneOptions) -> None:
     """``tidegate bench tune``."""
-    objective = parse_slo(slo)
-    name = workload or model
-    if name not in WORKLOADS:
-        fail(f"no workload {name!r}; there are: {', '.join(WORKLOADS)}", code=2)
-    if not (repository / model / "config.pbtxt").is_file():
-        fail(f"{model} is not built in {repository} (tidegate models build {model})")
-    limit = int(read_config(repository / model / "config.pbtxt").max_batch_size)
-    settings = batching.candidates(limit, os.cpu_count() or 1)
-    folder = out or Path("benchmarks") / "results" / f"tune-{model}"
+    model, objective = options.model, parse_slo(options.slo)
+    config = read_config(_built(model, options.repository))
+    workload = options.workload or (model if model in WORKLOADS else None)
+    _check_tunable(model, config, workload, options.seed)
+    instances = numbers(options.instances) if options.instances else [1, os.cpu_count() or 1]
+    settings = batching.candidates(config.max_batch_size, instances, numbers(options.delays_us))
+    folder = options.out or RESULTS / f"tune-{model}"
     folder.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN:  # an old winner must not stand beside new evidence
+        (folder / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="tidegate-tune-") as work:
         try:
             found = run_async(
                 batching.tune(
-                    model, name, repository, objective, settings, work=Path(work), users=numbers(users),
-                    seconds=seconds, seed=seed, say=lambda text: err.print(f"  {text}", highlight=False, markup=False),
+                    model, workload, options.repository, objective, settings, work=Path(work),
+                    users=numbers(options.users), seconds=options.seconds, seed=options.seed, say=_say,
                 )
             )  # fmt: skip
         except StackError as error:
             fail(str(error))
-    (folder / "evidence.json").write_text(json.dumps(as_dict(found), indent=1))
-    if found.config is not None:
-        (folder / "config.pbtxt").write_text(found.config)
-    if found.winner is not None:
-        (folder / "recipe.yaml").write_bytes(msgspec.yaml.encode(found.winner.setting.recipe()))
-    if json_:
+    write_tuning(found, folder)
+    if options.json_:
         print_json(as_dict(found))
+    else:
+        _print_tuning(found, folder)
+
+
+def _check_tunable(model: str, config: Any, workload: str | None, seed: int) -> None:
+    """Ends the command if there is nothing to tune, or nothing to load the model with."""
+    if workload is not None and workload not in WORKLOADS:
+        fail(f"no workload {workload!r}; there are: {', '.join(WORKLOADS)}", code=2)
+    if config.max_batch_size == 0:
+        fail(f"{model} has max_batch_size 0: Triton cannot batch it, and there is nothing to tune")
+    if workload is None:
+        texts = batching.texts(config)
+        if texts:
+            fail(f"{', '.join(texts)} of {model} takes text: say what to load it with (--workload)", code=2)
         return
+    try:
+        batching.load_for(model, workload, seed)
+    except ValueError as error:
+        fail(str(error), code=2)
+
+
+def write_tuning(found: batching.Tuning, folder: Path) -> None:
+    """The evidence, and the winner if there is one: its configuration, recipe and settings of the gateway."""
+    (folder / "evidence.json").write_text(json.dumps(as_dict(found), indent=1))
+    if found.config is None or found.winner is None:
+        return
+    setting = found.winner.setting
+    (folder / "config.pbtxt").write_text(found.config)
+    (folder / "recipe.yaml").write_bytes(msgspec.yaml.encode(setting.recipe()))
+    if setting.environment():
+        (folder / "gateway.env").write_text("".join(f"{key}={value}\n" for key, value in setting.environment().items()))
+
+
+def _print_tuning(found: batching.Tuning, folder: Path) -> None:
     rows = [
         [
             trial.setting, f"{trial.best:,.1f}", trial.users, tables.milliseconds(trial.latency_ms),
@@ -304,13 +395,69 @@ def tune(
         ]
         for trial in found.trials
     ]  # fmt: skip
-    print_table(f"{model} within {objective}", ["setting", "goodput/s", "users", "latency ms", "mean batch"], rows)
+    columns = ["setting", "goodput/s", "users", "latency ms", "mean batch"]
+    print_table(f"{found.model} within {found.slo}", columns, rows)
+    if all(trial.latency_ms is None for trial in found.trials):
+        needed = sample_floor(found.slo.percentile)
+        err.print(f"p{found.slo.percentile:g} needs {needed} samples of a trial: measure longer (--seconds)")
     if found.winner is None:
         err.print("nothing better was found than the configuration as it is", highlight=False)
-    else:
-        gain = found.winner.best / found.baseline.best - 1 if found.baseline.best else float("inf")
-        err.print(f"better: {found.winner.setting}, {gain:+.0%}; {folder / 'config.pbtxt'}", highlight=False)
-        err.print(f"to keep it, put {folder / 'recipe.yaml'} into model.yaml and build the model", highlight=False)
+        return
+    gain = found.winner.best / found.baseline.best - 1 if found.baseline.best else float("inf")
+    err.print(f"better: {found.winner.setting}, {gain:+.0%}; {folder / 'config.pbtxt'}", highlight=False, markup=False)
+    err.print(f"to keep it, put {folder / 'recipe.yaml'} into model.yaml and build the model", highlight=False)
+    if found.winner.setting.environment():
+        err.print(f"{folder / 'gateway.env'} is for the whole gateway, so for every model", highlight=False)
+
+
+def on_gpu(
+    models: str, out: Path | None, seed: int, repository: Path, machine: str, *, quick: bool, json_: bool
+) -> None:
+    """``tidegate bench gpu``."""
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    unknown = [name for name in names if name not in WORKLOADS]
+    if unknown or not names:
+        fail(f"{models}: no workload {', '.join(unknown)}; there are: {', '.join(WORKLOADS)}", code=2)
+    for name in names:
+        _built(name, repository)
+    try:
+        priced = cost.machine(cost.read_prices(), machine)
+        found = gpu.require(*gpu.backends(repository, names))
+    except cost.PricesError as error:
+        fail(str(error), code=2)
+    except gpu.NoGpuError as error:
+        fail(str(error))
+    err.print(f"on {', '.join(found)}", highlight=False)
+    folder = out or RESULTS / ("local" if quick else "") / "gpu"
+    with tempfile.TemporaryDirectory(prefix="tidegate-gpu-") as copies:
+        try:
+            results = run_async(
+                gpu.measure(
+                    names, gpu.repository(repository, names, Path(copies)), folder, seed, priced,
+                    seconds=3.0 if quick else 10.0, say=_say,
+                )
+            )  # fmt: skip
+        except StackError as error:
+            fail(str(error))
+    page = report.write(results, folder)
+    if json_:
+        print_json(as_dict(results))
+    err.print(f"report: {page}", highlight=False)
+    if not any(item.valid for item in results.measurements):
+        reasons = dict.fromkeys(reason for item in results.measurements for reason in item.reasons)
+        fail("; ".join([*reasons, *results.skipped]) or "nothing could be measured")
+
+
+def _built(model: str, repository: Path) -> Path:
+    """The model's configuration; ends the command if there is none."""
+    path = repository / model / "config.pbtxt"
+    if not path.is_file():
+        fail(f"{model} is not built in {repository} (tidegate models build {model})")
+    return path
+
+
+def _say(text: str) -> None:
+    err.print(f"  {text}", highlight=False, markup=False)
 
 
 def parse_slo(text: str) -> suites.Slo:

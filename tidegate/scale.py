@@ -250,8 +250,11 @@ def _records(size: Size) -> str:
 
 def run(keys: str, rows: str, rounds: int, folder: Path | None, seed: int, *, json_: bool) -> None:
     """``tidegate bench scale``. Ends the command with code 3 if an answer takes too long."""
-    sizes = [Size(*pair) for pair in zip(_numbers(keys), _numbers(rows), strict=False)]
-    if len(sizes) != 2 or any(size.keys < LEAST_KEYS or size.rows < size.keys for size in sizes):
+    counts = _numbers(keys), _numbers(rows)
+    if [len(count) for count in counts] != [2, 2]:
+        fail("two numbers of keys and two of records are expected", code=2)
+    sizes = [Size(*pair) for pair in zip(*counts, strict=True)]
+    if any(size.keys < LEAST_KEYS or size.rows < size.keys for size in sizes):
         fail(f"two sizes are expected, of {LEAST_KEYS} keys at least, and a record for each", code=2)
 
     def say(text: str) -> None:

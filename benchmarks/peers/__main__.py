@@ -1,7 +1,8 @@
 """``python -m benchmarks.peers``: install peers, tune them, and compare them with Tidegate under the same load.
 
 python -m benchmarks.peers install fastapi litserve bentoml mlserver ray
-python -m benchmarks.peers tune                                    (how each peer does best on these cores)
+python -m benchmarks.peers tune                     (how each peer does each task best here: about 14 minutes)
+python -m benchmarks.peers run                      (the comparison: about 25 minutes)
 python -m benchmarks.peers run --servers tidegate,triton,fastapi,litserve --tasks embeddings --seconds 10
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +20,12 @@ from typing import Any
 import uvloop
 
 from benchmarks import environment
-from benchmarks.bootstrap import middle
-from benchmarks.peers import summary
+from benchmarks.peers import summary, tuning
 from benchmarks.peers.catalogue import PEERS
 from benchmarks.peers.compare import Comparison, Load
 from benchmarks.peers.install import HOME, InstallError, install, interpreter, versions
 from benchmarks.peers.summary import OWN, PeerResult
-from benchmarks.peers.ways import Way
+from benchmarks.peers.tuning import Tuned, Tuning
 from benchmarks.peers.workloads import TASKS
 from benchmarks.recording import as_dict
 from benchmarks.repeatability import disturbances
@@ -48,7 +49,12 @@ def main() -> int:
     if unknown:
         _say(f"error: there is no {', '.join(unknown)}; there are: {', '.join([*OWN, *PEERS, *TASKS])}")
         return 2
-    return _tune(arguments) if arguments.command == "tune" else _run(arguments)
+    try:
+        known = tuning.read(arguments.tuning)
+    except tuning.TuningError as error:
+        _say(f"error: {error}")
+        return 2
+    return _tune(arguments, known) if arguments.command == "tune" else _run(arguments, known)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,18 +62,25 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("install", help="make environments for peers")
     add.add_argument("peers", nargs="+", choices=list(PEERS))
-    tune = commands.add_parser("tune", help="find how each peer spreads its work best on these cores")
+    add.add_argument("--latest", action="store_true", help="the newest versions, which become the locked ones")
+    tune = commands.add_parser("tune", help="find how each peer does each task best on these cores")
     run = commands.add_parser("run", help="compare servers")
     names, every = (lambda text: [name for name in text.split(",") if name]), [*OWN, *PEERS]
-    for command, servers, users, seconds, rounds in (
-        (tune, list(PEERS), "16", 4.0, 1),
-        (run, every, "8,16,32", 15.0, 5),
+    for command, servers, users, seconds, warmup, settle, rounds in (
+        (tune, list(PEERS), "16", 2.0, 1.5, 0.0, 1),
+        (run, every, "8,16,32,64", 2.5, 4.0, 0.5, 3),
     ):
         command.add_argument("--servers", type=names, default=servers, help=f"default: {','.join(servers)}")
         command.add_argument("--tasks", type=names, default=list(TASKS), help=f"default: {','.join(TASKS)}")
         command.add_argument("--users", default=users, help=f"numbers of users, default {users}")
         command.add_argument("--seconds", type=float, default=seconds, help=f"of each measurement, default {seconds:g}")
-        command.add_argument("--rounds", type=int, default=rounds, help=f"default {rounds}")
+        command.add_argument(
+            "--warmup", type=float, default=warmup, help=f"seconds after each start, default {warmup:g}"
+        )
+        command.add_argument(
+            "--settle", type=float, default=settle, help=f"seconds before each measurement, default {settle:g}"
+        )
+        command.add_argument("--rounds", type=int, default=rounds, help=f"default {rounds}; intervals need three")
         command.add_argument("--slo-ms", type=float, help="p95 objective; default: 250 (embeddings 500)")
         command.add_argument("--seed", type=int, default=1)
         command.add_argument("--model-repository", type=Path, default=Path("model_repository"))
@@ -83,65 +96,52 @@ def _install(arguments: argparse.Namespace) -> int:
     for peer in arguments.peers:
         _say(f"installing {PEERS[peer].title} …")
         try:
-            _say(f"  {install(peer, arguments.home)}")
+            _say(f"  {install(peer, arguments.home, latest=arguments.latest)}")
         except InstallError as error:
             _say(f"error: {error}")
             failed = 1
     return failed
 
 
-def _comparison(arguments: argparse.Namespace, task: str, ways: dict[str, dict[str, Any]]) -> Comparison:
+def _comparison(arguments: argparse.Namespace, task: str, known: Tuning) -> Comparison:
     users = tuple(int(number) for number in arguments.users.split(","))
     slo = Slo(arguments.slo_ms or SLO_MS[task])
-    load = Load(users, arguments.seconds, arguments.seconds / 4, slo, arguments.seed)
-    chosen = {server: Way(**found) for server, found in ways.items()}
+    load = Load(users, arguments.seconds, arguments.warmup, arguments.settle, slo, arguments.seed)
     return Comparison(
-        task, arguments.model_repository, load, lambda name: interpreter(name, arguments.home), chosen, _say
+        task, arguments.model_repository, load, lambda name: interpreter(name, arguments.home), known.ways(task), _say
     )
 
 
-def _tune(arguments: argparse.Namespace) -> int:
-    """Write ``tuning.json``: for each peer the way that does best over all tasks."""
-    evidence: dict[str, dict[str, dict[str, float]]] = {}
-    for server in arguments.servers:
-        evidence[server] = {
-            task: uvloop.run(_comparison(arguments, task, {}).tune(server, arguments.rounds))
-            for task in arguments.tasks
-        }
-    silent = [name for name, found in evidence.items() if not any(max(ways.values()) for ways in found.values())]
-    chosen = {server: best_way(server, found) for server, found in evidence.items() if server not in silent}
+def _tune(arguments: argparse.Namespace, known: Tuning) -> int:
+    """Write ``tuning.json``: for each peer and task the way that does best, beside what was known of others."""
     captured = environment.capture()
-    arguments.tuning.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(arguments.tuning.read_text())["ways"] if arguments.tuning.is_file() else {}
-    report = {
-        "command": captured["command"], "utc": captured["utc"], "cores": os.cpu_count(),
-        "ways": {**known, **{server: as_dict(way) for server, way in chosen.items()}}, "goodput": evidence,
-    }  # fmt: skip
-    arguments.tuning.write_text(json.dumps(report, indent=1) + "\n")
-    for server, way in chosen.items():
-        print(f"{server}: {way}")
-    for server in silent:
-        _say(f"error: {server} answered in no way; it keeps the one that was known, or its default")
+    silent = []
+    for server in arguments.servers:
+        for task in arguments.tasks:
+            way, goodput = uvloop.run(_comparison(arguments, task, known).tune(server, arguments.rounds))
+            if not any(goodput.values()):
+                silent.append(f"{server}, {task}")
+                continue
+            known.tuned.setdefault(server, {})[task] = Tuned(
+                way, goodput, captured["command"], captured["utc"], captured["git"]["commit"], os.cpu_count() or 1
+            )
+            tuning.write(known, arguments.tuning)  # so that a search that is broken off has not been for nothing
+            print(f"{server}, {task}: {way}")
+    for name in silent:
+        _say(f"error: {name}: answered in no way; it keeps the one that was known, or its default")
     return 1 if silent else 0
 
 
-def best_way(server: str, evidence: dict[str, dict[str, float]]) -> Way:
-    """One way for all tasks: the highest median of goodput relative to the task's best way."""
-    ways = {str(way): way for way in PEERS[server].ways(os.cpu_count() or 1)}
-
-    def score(name: str) -> float:
-        return middle([found[name] / max(found.values()) for found in evidence.values() if max(found.values()) > 0])
-
-    return ways[max(ways, key=score)]
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, known: Tuning) -> int:
     captured = environment.capture()
-    ways = json.loads(arguments.tuning.read_text())["ways"] if arguments.tuning.is_file() else {}
+    samples = arguments.out / "samples"
+    shutil.rmtree(samples, ignore_errors=True)
+    samples.mkdir(parents=True)
     results: list[PeerResult] = []
     skipped: list[str] = []
     for task in arguments.tasks:
-        comparison = _comparison(arguments, task, ways)
+        comparison = _comparison(arguments, task, known)
+        comparison.samples = samples
         found, left_out = uvloop.run(comparison.run(arguments.servers, arguments.rounds))
         results.extend(found)
         skipped.extend(left_out)
@@ -152,14 +152,17 @@ def _run(arguments: argparse.Namespace) -> int:
             *environment.noise(captured, environment.capture()),
             *disturbances([item for found in results for item in found.measurements]),
         ],
-        "load": {"users": arguments.users, "seconds": arguments.seconds, "rounds": arguments.rounds},
+        "load": {
+            "users": arguments.users, "seconds": arguments.seconds, "warmup": arguments.warmup,
+            "settle": arguments.settle, "rounds": arguments.rounds,
+        },
+        "tuning": {"commands": known.commands(), "untuned": _untuned(known, peers, arguments.tasks)},
         "versions": {name: versions(interpreter(name, arguments.home)) for name in peers},
         "skipped": skipped,
         "ratios": as_dict(summary.ratios(results)),
         "results": as_dict(results),
         "cores": os.cpu_count(),
-    }
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    }  # fmt: skip
     (arguments.out / "report.json").write_text(json.dumps(report, indent=1))
     lines = _page(report, results)
     (arguments.out / "report.md").write_text("\n".join(lines) + "\n")
@@ -167,23 +170,34 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if results else 1
 
 
+def _untuned(known: Tuning, peers: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """Peers that were started with their default way."""
+    return [f"{peer}, {task}" for peer in peers for task in tasks if peer not in known.ways(task)]
+
+
 def _page(report: dict[str, Any], results: Sequence[PeerResult]) -> list[str]:
-    where, load = report["environment"]["machine"], report["load"]
+    where, load, git = report["environment"]["machine"], report["load"], report["environment"]["git"]
     lines = [
         "# The same model files, the same load",
         "",
-        f"- {report['environment']['utc']}, {where['processor']}, {report['cores']} cores; the load runs on them too",
         (
-            f"- {load['rounds']} rounds, in each of which every server is started anew, in shuffled order; "
-            f"{load['seconds']:g} s at each of {load['users']} users (closed loop)"
+            f"- {report['environment']['utc']}, {where['processor']}, {report['cores']} cores; the load runs on them "
+            f"too; commit {git['commit'][:12] or 'unknown'}{' with local changes' if git['dirty'] else ''}"
+        ),
+        (
+            f"- {load['rounds']} rounds, in each of which every server is started anew, in shuffled order, and warmed "
+            f"up for {load['warmup']:g} s; {load['seconds']:g} s at each of {load['users']} users (closed loop), "
+            f"after {load['settle']:g} s with as many"
         ),
         "- before each load every server answered all golden inputs as ONNX Runtime does in this process",
         "- keys, limits and metering are on in Tidegate, whose usage records were counted; the others have none",
+        *(f"- tuned by: {command}" for command in report["tuning"]["commands"]),
         f"- command: {report['environment']['command']}",
     ]
     lines += [f"- {name}: {', '.join(found)}; {PEERS[name].guide}" for name, found in report["versions"].items()]
     lines += ["", *summary.table(results), "", *(f"- {line}" for line in summary.verdicts(results)), ""]
     lines += [f"> Not for headlines: {reason}." for reason in report["noise"]]
+    lines += [f"> Not tuned: {name}." for name in report["tuning"]["untuned"]]
     lines += [f"> Skipped: {reason}" for reason in report["skipped"]]
     return lines
 

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from mlserver import MLModel
 from mlserver.codecs import StringCodec
@@ -33,6 +35,9 @@ class TaskRuntime(MLModel):
         output = StringCodec.encode_output("answers", answers)
         return InferenceResponse(model_name=self.name, outputs=[output])
 
+    def _decode(self, value: str) -> Any:
+        return self._onnx.decode_text(value) if self._onnx.text else self._onnx.decode(base64.b64decode(value))
+
     def _answers(self, texts: list[str]) -> list[str]:
-        rows = [self._onnx.decode_value(value) for value in texts]
+        rows = [self._decode(value) for value in texts]
         return [json.dumps(self._onnx.encode(row)) for row in self._onnx.infer(rows)]

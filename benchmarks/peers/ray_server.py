@@ -17,15 +17,17 @@ from starlette.requests import Request
 from benchmarks.onnx_task import OnnxTask
 from benchmarks.peers.ways import Way
 
+WAY = Way.of_environment()
 
-@serve.deployment(num_replicas=Way.of_environment().workers, max_ongoing_requests=256)
+
+@serve.deployment(num_replicas=WAY.workers, max_ongoing_requests=256)
 class Task:
     """One model."""
 
     def __init__(self, folder: str) -> None:
-        self._onnx = OnnxTask(Path(folder), threads=Way.of_environment().threads)
+        self._onnx = OnnxTask(Path(folder), threads=WAY.threads)
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)
+    @serve.batch(max_batch_size=WAY.batch, batch_wait_timeout_s=WAY.wait_s)
     async def _infer(self, bodies: list[bytes]) -> list[Any]:
         rows = self._onnx.infer([self._onnx.decode(body) for body in bodies])
         return [self._onnx.encode(row) for row in rows]

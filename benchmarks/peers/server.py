@@ -32,7 +32,7 @@ class PeerServer:
 
     def __init__(self, name: str, python: Path, folder: Path, way: Way | None = None) -> None:
         self._name = name
-        self._way = way or PEERS[name].ways(os.cpu_count() or 1)[0]
+        self._way = way or PEERS[name].start()
         self._python = python
         self._folder = folder.absolute()
         self._scratch = tempfile.TemporaryDirectory(prefix=f"peer-{name}-")
@@ -72,9 +72,18 @@ class PeerServer:
 
 
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port of loopback that nobody listens on, nor on the two after it (MLServer takes three)."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                for number in (1, 2):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 def _answers(url: str) -> bool:

@@ -27,7 +27,7 @@ class PeerResult(msgspec.Struct, frozen=True):
     task: str
     slo: Slo
     way: str
-    """How it spreads its work: processes x threads of ONNX Runtime each."""
+    """How it works: processes x threads of ONNX Runtime each, batches, switches."""
     users: int
     goodput: Interval
     """Right answers a second within the objective: median over rounds."""
@@ -43,6 +43,11 @@ class PeerResult(msgspec.Struct, frozen=True):
     fault: str | None
     valid: bool
     measurements: list[Measurement]
+
+    @property
+    def struck(self) -> bool:
+        """Struck out in tables, and compared with nobody: INVALID, or the objective was missed."""
+        return not (self.valid and self.meets_slo)
 
 
 class Ratio(msgspec.Struct, frozen=True):
@@ -90,10 +95,13 @@ def _met(column: Sequence[Measurement]) -> bool:
 
 
 def ratios(results: Sequence[PeerResult]) -> list[Ratio]:
-    """For each task: Tidegate over the best peer, and over Triton itself, as far as they were measured."""
+    """For each task: Tidegate over the best peer, and over Triton itself, as far as they were measured.
+
+    Only servers that are VALID and met the objective are compared, Tidegate included.
+    """
     found: list[Ratio] = []
     for task in dict.fromkeys(item.task for item in results):
-        here = {item.server: item for item in results if item.task == task and item.valid}
+        here = {item.server: item for item in results if item.task == task and not item.struck}
         own = here.get("tidegate")
         peers = [item for item in here.values() if item.server not in OWN]
         if own is None:
@@ -107,7 +115,9 @@ def ratios(results: Sequence[PeerResult]) -> list[Ratio]:
 
 
 def verdicts(results: Sequence[PeerResult]) -> list[str]:
-    """A sentence for each ratio, and one for each headline that the rounds do not repeat."""
+    """A sentence for each ratio, for each comparison that cannot be made, and for each headline that the rounds
+    do not repeat.
+    """
     lines = []
     for item in ratios(results):
         value = item.ratio.value
@@ -120,6 +130,7 @@ def verdicts(results: Sequence[PeerResult]) -> list[str]:
         else:
             word = "Tidegate loses"
         lines.append(f"{item.task}: Tidegate over {item.title}: {item.ratio}; {word}.")
+    lines += incomparable(results)
     for found in results:
         within = repeats_within(found.rounds)
         if found.server == "tidegate" and (within is None or within > 0.05):
@@ -128,11 +139,29 @@ def verdicts(results: Sequence[PeerResult]) -> list[str]:
     return lines
 
 
+def incomparable(results: Sequence[PeerResult]) -> list[str]:
+    """A sentence for each task that Tidegate was measured on and has no ratio for."""
+    tasks = dict.fromkeys(item.task for item in results)
+    return [line for task in tasks for line in _missing([item for item in results if item.task == task])]
+
+
+def _missing(here: Sequence[PeerResult]) -> list[str]:
+    """Why one task's servers cannot be compared, if so."""
+    own = next((item for item in here if item.server == "tidegate"), None)
+    peers = [item for item in here if item.server not in OWN]
+    if own is not None and own.struck:
+        word = "missed its objective" if own.valid else "is INVALID"
+        return [f"{own.task}: Tidegate {word}: it is compared with nobody, and the target of {TARGET} is missed."]
+    if own is not None and peers and all(item.struck for item in peers):
+        return [f"{own.task}: no other server met the objective: there is nobody to compare with."]
+    return []
+
+
 def table(results: Sequence[PeerResult]) -> list[str]:
     """Markdown lines, best first; struck out where the objective was missed or a run is INVALID."""
     columns = (
-        "task", "server", "processes x threads", "users", "goodput/s [95 %]", "p50 ms", "p95 ms", "CPU ms per request",
-        "memory MiB", "faults", "objective",
+        "task", "server", "processes x threads, batches", "users", "goodput/s [95 %]", "p50 ms", "p95 ms",
+        "CPU ms per request", "memory MiB", "faults", "objective",
     )  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for item in sorted(results, key=lambda found: (found.task, -found.goodput.value)):
@@ -142,8 +171,7 @@ def table(results: Sequence[PeerResult]) -> list[str]:
             number(item.cpu_ms_per_request), number(None if item.rss_bytes is None else item.rss_bytes / 2**20),
             item.faults, state,
         ]  # fmt: skip
-        struck = not (item.valid and item.meets_slo)
-        lines.append("| " + " | ".join(f"~~{cell}~~" if struck else str(cell) for cell in cells) + " |")
+        lines.append("| " + " | ".join(f"~~{cell}~~" if item.struck else str(cell) for cell in cells) + " |")
     faults = [f"> {item.title}, {item.task}: {item.fault}" for item in results if item.fault]
     return [*lines, *([""] if faults else []), *faults]
 

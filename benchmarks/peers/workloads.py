@@ -17,6 +17,7 @@ from benchmarks.workloads import WORKLOADS, Payload, Workload, WrongAnswer
 from benchmarks.workloads.tensors import infer_body, infer_message
 
 TASKS = ("sentiment", "embeddings", "imagenet")
+BOUNDARY = "tidegate-bench-7f3a9c51"
 
 
 class _Adapted(Workload):
@@ -58,22 +59,31 @@ class _Adapted(Workload):
 
 
 class Predict(_Adapted):
-    """The task's own JSON, or a picture, to ``/predict``."""
+    """The task's own JSON, or a picture, to ``/predict``.
 
-    def __init__(self, source: Workload, *, raw_images: bool, lists: bool = False) -> None:
+    ``form``: a picture is uploaded as the file of a form. ``lists``: a list of one goes in, and comes back.
+    """
+
+    def __init__(self, source: Workload, *, form: bool = False, lists: bool = False) -> None:
         super().__init__(source)
-        self._raw_images = raw_images
+        self._form = form
         self._lists = lists
 
     @override
     def dress(self, payload: Payload) -> Payload:
-        if self._lists:
-            body = msgspec.json.encode({"inputs": [_value(payload)]})
-            return replaced(payload, path="/predict", body=body, content_type="application/json")
-        if payload.content_type == "application/json" or self._raw_images:
+        if payload.content_type != "application/json":
+            return self._picture(payload)
+        if not self._lists:
             return replaced(payload, path="/predict")
-        body = msgspec.json.encode({"inputs": _value(payload)})
-        return replaced(payload, path="/predict", body=body, content_type="application/json")
+        return replaced(payload, path="/predict", body=msgspec.json.encode({"inputs": [_value(payload)]}))
+
+    def _picture(self, payload: Payload) -> Payload:
+        if not self._form:
+            return replaced(payload, path="/predict")
+        path, field = ("/pictures", "inputs") if self._lists else ("/predict", "request")
+        return replaced(
+            payload, path=path, body=_file(field, payload), content_type=f"multipart/form-data; boundary={BOUNDARY}"
+        )
 
     @override
     def undress(self, payload: Payload, body: bytes) -> bytes:
@@ -131,7 +141,7 @@ class Direct(_Adapted):
         return self._unique[index % len(self._unique)]
 
     def _tensors(self, payload: Payload) -> Payload:
-        feeds = self._task.feeds([self._task.decode(payload.body)])
+        feeds = self._task.feeds([self._task.decode(payload.body)], bucketed=True)
         datatypes = {"tensor(int64)": "INT64", "tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
         tensors = [
             (name, datatypes[self._kinds[name]], array.shape, np.ascontiguousarray(array).tobytes())
@@ -149,6 +159,15 @@ class Direct(_Adapted):
             raise WrongAnswer(f"{len(body)} bytes are no {self._width} numbers")
         row = np.frombuffer(body[-self._width * 4 :], dtype="<f4")
         return msgspec.json.encode(self._task.encode(row))
+
+
+def _file(field: str, payload: Payload) -> bytes:
+    """A form with the payload as its one file."""
+    head = (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="picture"\r\n'
+        f"Content-Type: {payload.content_type}\r\n\r\n"
+    )
+    return b"".join((head.encode(), payload.body, f"\r\n--{BOUNDARY}--\r\n".encode()))
 
 
 def _value(payload: Payload) -> str:
@@ -186,7 +205,7 @@ def for_peer(name: str, task: str, seed: int, repository: Path) -> Workload:
     elif PEERS[name].v2:
         workload = V2Text(source)
     else:
-        workload = Predict(source, raw_images=PEERS[name].raw_images, lists=PEERS[name].lists)
+        workload = Predict(source, form=PEERS[name].form, lists=PEERS[name].lists)
     for number, answer in references(task, seed, repository).items():
         workload.expect(number, answer)
     return workload

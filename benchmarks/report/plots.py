@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from benchmarks.bootstrap import middle
 from benchmarks.cost import cost
 from benchmarks.measurement import Measurement
+from benchmarks.points import grouped
 from benchmarks.repeatability import middle_percentile
 from benchmarks.runner import Results
 
@@ -165,8 +166,9 @@ def _overload(axes: Axes, valid: Sequence[Measurement], _results: Results) -> bo
 
 def _cost(axes: Axes, valid: Sequence[Measurement], results: Results) -> bool:
     best: dict[str, float] = {}
-    for name, group in series([item for item in valid if item.meets_slo]).items():
-        best[name] = max(item.goodput for item in group)
+    for name, group in series(valid).items():
+        points = [runs for runs in grouped(group).values() if all(item.meets_slo for item in runs)]
+        best[name] = max((middle([item.goodput for item in runs]) for runs in points), default=0.0)
     bars = {name: found for name, goodput in best.items() if (found := cost(results.machine, goodput)) is not None}
     if not bars:
         return False

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.bootstrap import median
-from benchmarks.cost import UTILISATIONS, cost
+from benchmarks.bootstrap import Interval, median, middle
+from benchmarks.cost import UTILISATIONS, Machine, cost
 from benchmarks.measurement import Measurement
+from benchmarks.points import Point, grouped, summary
 from benchmarks.repeatability import Headline, headlines
 from benchmarks.runner import Results
 
@@ -33,32 +34,29 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
     """All of them, empty ones left out."""
+    points = points_of(results)
     found = [
         _headlines(results),
-        _results(results),
-        _costs(results),
+        _rates(results),
+        _results(points),
+        _overload(results),
+        _costs(results.machine, points),
         _server_side(results),
+        _cold(results),
         _tenants(results),
         _faults(results),
     ]
     return [table for table in found if table.rows]
 
 
-def points(measurements: Sequence[Measurement]) -> dict[tuple[str, ...], list[Measurement]]:
-    """Repetitions of one point, by scenario, workload, protocol, load and variant.
-
-    Where a run derives its rate from the peak it found (``412/s, hot key``), the rate is no part of the name.
-    """
-    groups: dict[tuple[str, ...], list[Measurement]] = {}
-    for item in measurements:
-        label = item.label.split("/s, ", 1)[-1]
-        groups.setdefault((item.scenario, item.workload, item.protocol, label, item.variant), []).append(item)
-    return groups
+def points_of(results: Results) -> list[Point]:
+    """Repetitions of each point, summed up."""
+    return [summary(group) for group in grouped(results.measurements).values()]
 
 
 def headlines_of(results: Results) -> list[Headline]:
     """The best point of each workload, protocol and variant."""
-    return headlines(list(points(results.measurements).values()))
+    return headlines(list(grouped(results.measurements).values()))
 
 
 def _headlines(results: Results) -> Table:
@@ -80,73 +78,131 @@ def _headlines(results: Results) -> Table:
     return Table("Headlines", columns, tuple(rows), note)
 
 
-def _results(results: Results) -> Table:
-    rows = []
-    for (scenario, workload, protocol, label, variant), group in points(results.measurements).items():
-        item = group[-1]
-        goodput = median([one.goodput for one in group])
-        percentiles, service = item.latency.percentiles, item.service.percentiles
-        faults = item.counts["wrong"] + item.counts["error"] + item.counts["timeout"]
-        valid = all(one.valid for one in group)
-        remarks = [*dict.fromkeys(reason for one in group for reason in one.reasons), *item.notes]
-        rows.append(
-            Row(
-                (
-                    scenario, workload, protocol, " ".join(part for part in (label, variant) if part),
-                    f"{item.throughput:,.0f}",
-                    f"{goodput.value:,.0f}" + (f" [{goodput.low:,.0f}, {goodput.high:,.0f}]" if goodput.low else ""),
-                    *(milliseconds(percentiles[name]) for name in ("p50", "p95", "p99")),
-                    milliseconds(service["p99"]), str(item.counts["shed"]), str(faults),
-                    f"{item.slo}: {'met' if item.meets_slo else 'missed'}",
-                    "VALID" if valid else "INVALID", "; ".join(remarks),
-                ),
-                struck=not valid,
+def _rates(results: Results) -> Table:
+    """What the searches for the highest rate found, over runs."""
+    found: dict[tuple[str, str, str], list[Measurement]] = {}
+    for item in results.measurements:
+        if item.max_rate is not None:
+            found.setdefault((item.workload, item.protocol, item.variant), []).append(item)
+    rows = tuple(
+        Row(
+            (
+                " ".join(part for part in key if part), str(group[0].slo),
+                with_interval(median([item.max_rate or 0.0 for item in group])), str(len(group)),
             )
-        )  # fmt: skip
+        )
+        for key, group in found.items()
+    )  # fmt: skip
+    note = "The highest rate of Poisson arrivals within the objective; 0: not even the lowest that was tried."
+    return Table("Highest rates", ("workload", "objective", "requests/s [95 %]", "runs"), rows, note)
+
+
+def _results(points: Sequence[Point]) -> Table:
+    rows = [
+        Row(
+            (
+                point.scenario, point.workload, point.protocol,
+                " ".join(part for part in (point.label, point.variant) if part), f"{point.throughput.value:,.0f}",
+                with_interval(point.goodput), *(milliseconds(point.percentile(n)) for n in ("p50", "p95", "p99")),
+                milliseconds(point.service_p99_ms), str(point.shed), str(point.faults), point.objective,
+                "VALID" if point.valid else "INVALID", "; ".join([*point.reasons, *point.notes]),
+            ),
+            struck=not point.valid,
+        )
+        for point in points
+    ]  # fmt: skip
     columns = (
         "scenario", "workload", "protocol", "load", "answers/s", "goodput/s", "p50", "p95", "p99", "p99 service",
         "shed", "faults", "objective", "verdict", "remarks",
     )  # fmt: skip
     note = (
-        "Latency in ms from the intended time (service: from sending); - means too few samples for that percentile. "
-        "Goodput counts right answers within the objective; brackets are 95 % over runs."
+        "Latency in ms from the intended time (service: from sending), of all runs together; - means too few samples "
+        "for that percentile. Goodput counts right answers within the objective; rates are medians over runs, brackets "
+        "95 % over runs. Shed and faults are sums. An objective is met if it was in every run, with 99 % confidence."
     )
     return Table("Results", columns, tuple(rows), note)
 
 
-def _costs(results: Results) -> Table:
-    machine = results.machine
+def _overload(results: Results) -> Table:
     rows = []
-    for (scenario, workload, protocol, label, variant), group in points(results.measurements).items():
-        if group[-1].label.startswith("recovery") or scenario == "noise_floor":
+    groups = [(key, group) for key, group in grouped(results.measurements).items() if key[0] == "overload"]
+    for (_, workload, protocol, label, variant), group in groups:
+        point = summary(group)
+        shed = point.shed_latency.percentiles if point.shed_latency is not None else {}
+        recovered = [item.recovery_s for item in group]
+        rows.append(
+            Row(
+                (
+                    workload, protocol, " ".join(part for part in (label, variant) if part),
+                    f"{median([item.load['offered'] for item in group]).value:,.0f}", with_interval(point.goodput),
+                    f"{point.shed / max(1, point.sent):.1%}",
+                    *(milliseconds(shed.get(name)) for name in ("p50", "p99")), milliseconds(point.percentile("p99")),
+                    _recovered(recovered) if "recovery" in label else "",
+                ),
+                struck=not point.valid,
+            )
+        )  # fmt: skip
+    columns = (
+        "workload", "protocol", "load", "offered/s", "goodput/s", "refused", "refusal p50", "refusal p99", "answer p99",
+        "recovered after",
+    )  # fmt: skip
+    note = (
+        "Refused: share of all requests that got 429 or 503, and how long that took, ms. Recovered: from the end of "
+        "the overload until the objective was met again and stayed met."
+    )
+    return Table("Overload", columns, tuple(rows), note)
+
+
+def _recovered(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return f"not within the run ({len(values) - len(known)} of {len(values)})"
+    return f"{median(known).value:g} s"
+
+
+def _costs(machine: Machine, points: Sequence[Point]) -> Table:
+    rows = []
+    for point in points:
+        if point.label.startswith("recovery") or point.scenario in ("noise_floor", "cold_start"):
             continue
-        goodput = median([item.goodput for item in group]).value
-        found = cost(machine, goodput)
+        found = cost(machine, point.goodput.value)
         if found is None:
             continue
-        passed = all(item.valid and item.meets_slo for item in group)
+        passed = point.valid and point.meets_slo
         prices = [f"{found.per_thousand[f'{share:.0%}']:.6f}" for share in UTILISATIONS]
-        name = " ".join(part for part in (label, variant) if part)
-        state = "yes" if passed else "no"
-        rows.append(Row((workload, protocol, scenario, name, f"{goodput:,.0f}", *prices, state), struck=not passed))
+        rows.append(
+            Row(
+                (
+                    point.workload, point.protocol, point.scenario,
+                    " ".join(part for part in (point.label, point.variant) if part), f"{point.goodput.value:,.0f}",
+                    *prices, f"{found.redundant['100%']:.6f}",
+                    "-" if found.break_even is None else f"{found.break_even:.0%}", "yes" if passed else "no",
+                ),
+                struck=not passed,
+            )
+        )  # fmt: skip
     columns = (
-        "workload",
-        "protocol",
-        "scenario",
-        "load",
-        "goodput/s",
-        "100 %",
-        "60 %",
-        "30 %",
-        "10 %",
-        "objective met",
-    )
+        "workload", "protocol", "scenario", "load", "goodput/s", "100 %", "60 %", "30 %", "10 %", "N+1, 100 %",
+        "break-even", "objective met",
+    )  # fmt: skip
     note = (
         f"USD per 1,000 right answers in time, at that utilisation, on {machine.name}: {machine.per_hour} USD/h "
-        f"({machine.source}, {machine.date}). Struck out: the objective was missed or the run is INVALID. "
-        "A spare machine (N+1) doubles it."
+        f"({machine.source}, {machine.date}). {_beside(machine)} N+1: {machine.peak_machines} at the peak and one "
+        "spare. Struck out: the objective was missed or the run is INVALID."
     )
     return Table("Cost", columns, tuple(rows), note)
+
+
+def _beside(machine: Machine) -> str:
+    """What the price holds beside the machine, and what break-even compares with."""
+    held = "Database, load balancer, egress and storage of usage records are not in it: the price list names none."
+    if machine.beside_per_hour or machine.per_thousand_records:
+        held = (
+            f"Database, load balancer and such: {machine.beside_per_hour} USD/h; egress and storage: "
+            f"{machine.per_thousand_records} USD per 1,000."
+        )
+    other = machine.alternative_per_thousand
+    return held if other is None else f"{held} Break-even is with {other} USD per 1,000 elsewhere."
 
 
 def _server_side(results: Results) -> Table:
@@ -162,8 +218,12 @@ def _server_side(results: Results) -> Table:
                 (
                     f"{item.scenario} {item.workload} {item.protocol}", f"{item.label} {item.variant}".strip(),
                     "-" if item.mean_batch is None else f"{item.mean_batch:.1f}",
-                    *(milliseconds(triton.get(name)) for name in ("queue", "compute_infer")), cpu,
+                    *(milliseconds(triton.get(name)) for name in ("queue", "compute_infer")),
+                    ", ".join(f"{name} {value:.3g}" for name, value in item.gateway_ms.items()) or "-", cpu,
                     "-" if item.rss_bytes is None else f"{item.rss_bytes / 2**20:,.0f}",
+                    "-" if item.peak_rss_bytes is None else f"{item.peak_rss_bytes / 2**20:,.0f}",
+                    "-" if item.inferences_per_s is None else f"{item.inferences_per_s:,.0f}",
+                    f"{_mebibytes(item.bytes_out_per_s)} / {_mebibytes(item.bytes_in_per_s)}",
                     f"{item.load['generator_cpu_share']:.0%}" if "generator_cpu_share" in item.load else "-",
                     "-" if item.foreign_cpu_share is None else f"{item.foreign_cpu_share:.0%}", usage,
                 ),
@@ -171,34 +231,46 @@ def _server_side(results: Results) -> Table:
             )
         )  # fmt: skip
     columns = (
-        "run",
-        "load",
-        "mean batch",
-        "queue ms",
-        "compute ms",
-        "CPU µs per request",
-        "memory MiB",
-        "generator, of a core",
-        "others, of all cores",
-        "usage records",
-    )
+        "run", "load", "mean batch", "queue ms", "compute ms", "gateway stages, ms", "CPU µs per request", "memory MiB",
+        "peak MiB", "inferences/s", "MiB/s out / in", "generator, of a core", "others, of all cores", "usage records",
+    )  # fmt: skip
     return Table("Inside the server", columns, tuple(rows))
+
+
+def _mebibytes(value: float | None) -> str:
+    return "-" if value is None else f"{value / 2**20:.3g}"
+
+
+def _cold(results: Results) -> Table:
+    rows = [
+        Row(
+            (
+                item.workload, item.protocol, str(item.run + 1), milliseconds(item.first_answers_ms[0]),
+                milliseconds(item.first_answers_ms[1]), milliseconds(middle(item.first_answers_ms[2:])),
+            )
+        )
+        for item in results.measurements
+        if len(item.first_answers_ms) > 2
+    ]  # fmt: skip
+    columns = ("workload", "protocol", "run", "first answer ms", "second", "median of the others")
+    return Table("Cold start", columns, tuple(rows))
 
 
 def _tenants(results: Results) -> Table:
     rows = [
         Row(
             (
-                item.workload,
-                name,
-                str(latency.samples),
-                *(milliseconds(latency.percentiles[p]) for p in ("p50", "p95", "p99")),
-            )
+                item.workload, item.label, name, f"{found.requests_per_s:,.0f}", f"{found.goodput:,.0f}",
+                str(found.shed), str(found.faults),
+                *(milliseconds(found.latency.percentiles[p]) for p in ("p50", "p95", "p99")),
+            ),
+            struck=not item.valid,
         )
         for item in results.measurements
-        for name, latency in item.tenants.items()
-    ]
-    return Table("Tenants", ("workload", "tenant", "answers", "p50", "p95", "p99"), tuple(rows))
+        for name, found in item.tenants.items()
+    ]  # fmt: skip
+    columns = ("workload", "load", "tenant", "requests/s", "goodput/s", "shed", "faults", "p50", "p95", "p99")
+    return Table("Tenants", columns, tuple(rows))
 
 
 def _faults(results: Results) -> Table:
@@ -215,3 +287,9 @@ def milliseconds(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def with_interval(found: Interval) -> str:
+    """A rate with its interval, where there is one."""
+    ends = f" [{found.low:,.0f}, {found.high:,.0f}]" if found.low is not None and found.high is not None else ""
+    return f"{found.value:,.0f}{ends}"

@@ -48,7 +48,8 @@ def _facts(results: Results) -> list[str]:
     git = results.environment["git"]
     commit = (git["commit"][:12] or "unknown") + (" with local changes" if git["dirty"] else "")
     return [
-        f"{results.environment['utc']}, commit {commit}, seed {results.seed}, {results.suite.runs} run(s)",
+        f"{results.environment['utc']}, commit {commit}, seed {results.seed}, {results.suite.runs} run(s)"
+        + (f", run {results.id[:12]}, configuration {results.config_hash[:12]}" if results.id else ""),
         (
             f"{where['processor']}, {where['cores_usable']} cores, {where['memory_bytes'] / 2**30:.0f} GiB, "
             f"Linux {where['kernel']}, Python {software['python']}; GPU: {', '.join(where['gpu']) or 'none'}"
@@ -67,6 +68,8 @@ def _facts(results: Results) -> list[str]:
 def _warnings(results: Results) -> list[str]:
     reasons = [*results.noise, *doubts(headlines_of(results), noise_floors(results.measurements))]
     found = [f"Not for headlines: {reason}." for reason in reasons]
+    if results.calibration is not None and results.calibration.verdict == "INVALID":
+        found.append(f"The generator's calibration is INVALID: {'; '.join(results.calibration.reasons)}.")
     invalid = sum(not item.valid for item in results.measurements)
     if invalid:
         found.append(f"{invalid} of {len(results.measurements)} measurements are INVALID and appear in no plot.")

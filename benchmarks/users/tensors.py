@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.users.base import GatewayUser
+from benchmarks.users.base import GatewayUser, GrpcUser
 
 
 class IdentityUser(GatewayUser):
@@ -13,5 +13,17 @@ class IdentityUser(GatewayUser):
 
 class EmbeddingsTensorsUser(GatewayUser):
     """Token ids in, vectors out."""
+
+    workload = "embeddings-tensors"
+
+
+class IdentityGrpcUser(GrpcUser):
+    """The same floats over gRPC."""
+
+    workload = "identity"
+
+
+class EmbeddingsTensorsGrpcUser(GrpcUser):
+    """The same token ids over gRPC."""
 
     workload = "embeddings-tensors"

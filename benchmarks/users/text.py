@@ -63,3 +63,33 @@ class EmbeddingsTeiUser(GatewayUser):
     """The same texts in Text Embeddings Inference's dialect."""
 
     workload = "embeddings-tei"
+
+
+class SentenceSimilarityUser(GatewayUser):
+    """A sentence and others, Hugging Face's dialect."""
+
+    workload = "sentence-similarity"
+
+
+class ZeroShotUser(GatewayUser):
+    """Texts and labels, Hugging Face's dialect."""
+
+    workload = "zero-shot-classification"
+
+
+class SimilarityTeiUser(GatewayUser):
+    """A sentence and others in Text Embeddings Inference's dialect."""
+
+    workload = "similarity-tei"
+
+
+class RerankTeiUser(GatewayUser):
+    """A query and texts in Text Embeddings Inference's dialect."""
+
+    workload = "rerank-tei"
+
+
+class PredictTeiUser(GatewayUser):
+    """Reviews in Text Embeddings Inference's dialect."""
+
+    workload = "predict-tei"

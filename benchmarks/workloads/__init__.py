@@ -14,11 +14,16 @@ from benchmarks.workloads.text import (
     EmbeddingsOpenAI,
     EmbeddingsTei,
     Entities,
+    PredictTei,
     QuestionAnswering,
+    RerankTei,
+    SentenceSimilarity,
     Sentiment,
+    SimilarityTei,
     TopicsZh,
     TranslateEnFr,
     TranslateZhEn,
+    ZeroShot,
 )
 
 WORKLOADS: Mapping[str, Callable[[int], Workload]] = MappingProxyType(
@@ -26,8 +31,8 @@ WORKLOADS: Mapping[str, Callable[[int], Workload]] = MappingProxyType(
         kind.name: kind
         for kind in (
             Identity, Digits, TopicsZh, TranslateZhEn, TranslateEnFr, QuestionAnswering, Sentiment, Entities,
-            Embeddings, EmbeddingsInt8, EmbeddingsOpenAI, EmbeddingsTei, EmbeddingsTensors, ImageNet,
-            ImageNetTorchScript,
+            Embeddings, EmbeddingsInt8, EmbeddingsOpenAI, EmbeddingsTei, EmbeddingsTensors, SentenceSimilarity,
+            ZeroShot, SimilarityTei, RerankTei, PredictTei, ImageNet, ImageNetTorchScript,
         )
     }
 )  # fmt: skip

@@ -289,3 +289,110 @@ class EmbeddingsTei(Embeddings):
     @override
     def vector(self, body: bytes) -> Any:
         return _json(body)[0]
+
+
+class PredictTei(Sentiment):
+    """``POST /tei/{model}/predict``: ``[{"label", "score"}, …]``."""
+
+    name = "predict-tei"
+    path_template = "/tei/{model}/predict"
+
+    @override
+    def parse(self, payload: Payload, body: bytes) -> Any:
+        return super().parse(payload, b"[" + body + b"]")
+
+
+class SentenceSimilarity(_TextTask):
+    """A sentence and four others: their cosines, in the order of the others; a sentence is most like itself."""
+
+    name = "sentence-similarity"
+    model = "embeddings"
+    file = "sentences_en.txt"
+    lengths = Lengths(12, 0.6, 3, 60)
+    others = 4
+
+    @override
+    def read_goldens(self) -> list[tuple[Any, Any]]:
+        found = lines(self.file)[:16]
+        return [(self._asked(text, found, number), None) for number, text in enumerate(found)]
+
+    @override
+    def read_texts(self) -> list[str]:
+        return compose(lines(self.file), self.lengths, self.seed, POOL)
+
+    @override
+    def vary(self, text: str, index: int) -> Any:
+        return self._asked(f"{text} ({self.seed % 1000}.{index})", self._texts, index)
+
+    def _asked(self, text: str, others: list[str], index: int) -> dict[str, Any]:
+        """``text`` itself comes first among the sentences."""
+        found = [others[(index * 7 + step) % len(others)] for step in range(1, self.others)]
+        return {"source_sentence": text, "sentences": [text, *found]}
+
+    def scores(self, body: bytes) -> list[float]:
+        """The scores of an answer, in the order of the sentences."""
+        return [float(score) for score in _json(body)]
+
+    @override
+    def parse(self, payload: Payload, body: bytes) -> Any:
+        try:
+            scores = self.scores(body)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise WrongAnswer(f"no scores: {body[:120]!r}") from error
+        if len(scores) != self.others or not all(-1.001 <= score <= 1.001 for score in scores):
+            raise WrongAnswer(f"scores {scores}; {self.others} between -1 and 1 are expected")
+        if scores[0] < max(scores) - 1e-3:
+            raise WrongAnswer(f"another sentence is more like the first than it is itself: {scores}")
+        return np.asarray(scores)
+
+    @override
+    def matches(self, reference: Any, answer: Any) -> bool:
+        return bool(np.allclose(reference, answer, atol=1e-3))
+
+
+class SimilarityTei(SentenceSimilarity):
+    """``POST /tei/{model}/similarity``."""
+
+    name = "similarity-tei"
+    path_template = "/tei/{model}/similarity"
+
+
+class RerankTei(SentenceSimilarity):
+    """``POST /tei/{model}/rerank``: ``[{"index", "score"}, …]``, best first."""
+
+    name = "rerank-tei"
+    path_template = "/tei/{model}/rerank"
+
+    @override
+    def body(self, inputs: Any) -> bytes:
+        return _encode({"query": inputs["source_sentence"], "texts": inputs["sentences"]})
+
+    @override
+    def scores(self, body: bytes) -> list[float]:
+        answer = _json(body)
+        ranked = [float(item["score"]) for item in answer]
+        if ranked != sorted(ranked, reverse=True):
+            raise WrongAnswer(f"not best first: {ranked}")
+        return [score for _, score in sorted((int(item["index"]), float(item["score"])) for item in answer)]
+
+
+class ZeroShot(Classification):
+    """Sentences and four labels: labels with scores, best first."""
+
+    name = "zero-shot-classification"
+    model = "embeddings"
+    file = "sentences_en.txt"
+    lengths = Lengths(18, 0.6, 4, 100)
+    classes = 4
+    labels = ("weather", "science", "travel", "food")
+
+    @override
+    def body(self, inputs: Any) -> bytes:
+        return _encode({"inputs": inputs, "parameters": {"candidate_labels": list(self.labels)}})
+
+    @override
+    def parse(self, payload: Payload, body: bytes) -> Any:
+        label, score = super().parse(payload, b"[" + body + b"]")
+        if label not in self.labels:
+            raise WrongAnswer(f"{label!r} is none of the labels")
+        return label, score

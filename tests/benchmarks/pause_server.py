@@ -38,7 +38,8 @@ class Server(asyncio.Protocol):
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end].lower()
-            size = int(head[head.index(b"\r\ncontent-length:") + 17 :].split(b"\r", 1)[0])
+            found = head.find(b"\r\ncontent-length:")
+            size = int(head[found + 17 :].split(b"\r", 1)[0]) if found >= 0 else 0
             if len(self._buffer) < end + 4 + size:
                 return
             body = self._buffer[end + 4 : end + 4 + size][-256:]

@@ -41,3 +41,12 @@ def test_a_misspelt_key_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_machine_names_the_known_ones() -> None:
     with pytest.raises(PricesError, match="cpu-2"):
         machine(read_prices(), "mainframe")
+
+
+def test_a_machine_of_ones_own_costs_what_it_is_written_off_in_and_draws(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(
+        '[owned.rack]\nname="x"\ncapital=8760.0\nyears=4\nwatts=500\nper_kwh=0.3\nhosting_per_year=876.0\n'
+        'source="an invoice"\ndate=2026-01-01\n'
+    )
+    assert machine(read_prices(path), "rack").per_hour == pytest.approx(0.25 + 0.15 + 0.1)

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from benchmarks.client import judge
-from benchmarks.http_client import EXPIRED, FAILED, WITHDRAWN, Exchange, HttpPool
+from benchmarks.http_client import Exchange, HttpPool
+from benchmarks.judgement import EXPIRED, FAILED, WITHDRAWN
 from benchmarks.recording import Outcome
 from benchmarks.workloads import WORKLOADS, Payload
 
@@ -135,7 +136,8 @@ async def test_requests_beyond_the_limit_wait_and_all_are_answered() -> None:
     ("status", "outcome"),
     [
         (429, Outcome.SHED), (503, Outcome.SHED), (500, Outcome.ERROR), (401, Outcome.ERROR), (FAILED, Outcome.ERROR),
-        (EXPIRED, Outcome.TIMEOUT), (WITHDRAWN, Outcome.CANCELLED),
+        (EXPIRED, Outcome.TIMEOUT), (504, Outcome.TIMEOUT),
+        (WITHDRAWN, Outcome.CANCELLED),
     ],
 )  # fmt: skip
 def test_how_an_end_counts(status: int, outcome: Outcome) -> None:

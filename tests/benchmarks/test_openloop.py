@@ -74,6 +74,34 @@ async def test_a_request_beyond_the_queue_is_dropped_and_makes_the_run_invalid(
     assert len(run.recording) + run.dropped == 100
 
 
+async def test_a_request_that_waits_in_the_generator_makes_the_run_invalid(start_server: Callable[..., str]) -> None:
+    workload = WORKLOADS["identity"](1)
+    async with HttpPool(start_server(0.0, 0.5), limit=2) as client:  # all are sent in the end, but not when they say
+        await client.warm(2)
+        run = await OpenLoop(client, workload, constant(200, 0.3), max_lag_ms=1e6).run(0.3)
+    assert run.dropped == 0
+    assert run.recording.count(Outcome.OK) == len(run.recording) == 60
+    assert any("waited in the generator" in reason for reason in run.reasons)
+    assert run.connections == 2
+
+
+async def test_with_a_connection_for_each_request_the_queue_is_the_servers(start_server: Callable[..., str]) -> None:
+    workload = WORKLOADS["identity"](1)
+    async with HttpPool(start_server(0.0, 0.5), limit=100) as client:
+        run = await OpenLoop(client, workload, constant(200, 0.3), max_lag_ms=1e6).run(0.3)
+    assert not any("waited in the generator" in reason for reason in run.reasons)
+    assert run.mean_in_flight > 10  # nearly all wait for the server at once
+
+
+async def test_one_in_so_many_is_given_up_and_not_judged(start_server: Callable[..., str]) -> None:
+    workload = WORKLOADS["identity"](1)
+    async with HttpPool(start_server(0.0, 0.4), limit=500) as client:
+        loop = OpenLoop(client, workload, constant(400, 0.5), max_lag_ms=1e6, cancel_every=10, cancel_after_s=0.01)
+        run = await loop.run(0.5)
+    assert 10 <= run.recording.count(Outcome.CANCELLED) <= 20  # those of the first 0.4 s at least
+    assert run.recording.meets(95, 5000)
+
+
 async def test_a_server_that_is_gone_is_an_error_not_a_hang(start_server: Callable[..., str]) -> None:
     run = await _run_unreachable()
     assert run.recording.count(Outcome.ERROR) == len(run.recording) == 50

@@ -12,8 +12,8 @@ from benchmarks.compare import differences
 from benchmarks.measurement import Measurement
 from benchmarks.null_server import serving
 from benchmarks.observe import Resources
+from benchmarks.points import grouped as points
 from benchmarks.repeatability import disturbances, doubts, headlines, noise_floors, repeats_within
-from benchmarks.report.tables import points
 from benchmarks.workloads import WORKLOADS
 from tests.benchmarks.samples import measurement, results_of
 
@@ -108,7 +108,21 @@ async def test_a_generator_that_cannot_send_three_times_as_much_is_not_calibrate
     near, far = measurement(64, 60_000.0), measurement(1, found.capacity / 4)
     calibration.mark([near, far], found)
     assert "lower bound" in " ".join(near.notes)
+    assert near.valid
     assert far.notes == []
+
+
+@pytest.mark.parametrize(("model", "offered", "valid"), [("open", 400.0, False), ("open", 300.0, True)])
+def test_an_open_loop_near_the_generators_limit_is_invalid(model: str, offered: float, valid: bool) -> None:
+    found = calibration.Calibration(offered, 900.0, 15.0, 3 * offered, 900.0, {"p99": 0.1}, 0, "INVALID", ["slow"])
+    item = measurement(1, 50.0, load={"model": model, "offered": offered})
+    grpc = measurement(1, 50.0, protocol="grpc", load={"model": model, "offered": offered})
+    locust = measurement(64, 800.0, load={"model": "closed", "users": 64, "engine": "locust"})
+    calibration.mark([item, grpc, locust], found)
+    assert item.valid is valid
+    assert any("2.2 times this rate" in reason for reason in item.reasons) is not valid
+    assert grpc.valid  # the null server speaks HTTP
+    assert (locust.valid, locust.notes) == (True, [])  # another generator
 
 
 def test_the_highest_rate_is_what_was_answered_or_offered_over_http() -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks import runner
+from benchmarks.calibration import Calibration
 from benchmarks.compare import differences
+from benchmarks.recording import Latency, encoded, histogram_of
 from benchmarks.report.plots import draw
-from benchmarks.report.tables import Table, points, tables
+from benchmarks.report.tables import Table, tables
 from benchmarks.report.write import write
 from benchmarks.runner import Results
 from tests.benchmarks.samples import measurement, results_of
 from tidegate.commands.bench import app
+
+COST = "Cost at the objective"
 
 
 def _named(title: str, results: Results) -> Table:
@@ -81,7 +86,65 @@ def test_an_invalid_point_is_not_compared() -> None:
     assert differences(before, after)[0].word == "INVALID"
 
 
-def test_repetitions_are_grouped_though_each_run_derives_its_rate() -> None:
-    hot = [measurement(1, 100.0, run=run, label=f"{400 + run}/s, hot key") for run in range(3)]
-    parts = [measurement(1, 100.0, label=f"571/s, part {number}") for number in (1, 2)]
-    assert [len(group) for group in points([*hot, *parts]).values()] == [3, 1, 1]
+def test_a_report_of_an_overload_shows_refusals_and_recovery() -> None:
+    open_loop = {"model": "open", "offered": 800.0}
+    refused = Latency.of(histogram_of([3000] * 500))
+    loaded = measurement(
+        1, 90.0, scenario="overload", label="4x peak", load=open_loop, shed_latency=refused,
+        shed_histogram=encoded(histogram_of([3000] * 500)),
+        counts={"ok": 500, "wrong": 0, "shed": 500, "error": 0, "timeout": 0, "cancelled": 0},
+    )  # fmt: skip
+    back, never = (
+        measurement(1, 90.0, scenario="overload", label=f"recovery after {n}x peak", load=open_loop, recovery_s=seconds)
+        for n, seconds in ((4, 2.5), (8, None))
+    )
+    found = _named("Overload", results_of(loaded, back, never))
+    rows = [dict(zip(found.columns, row.cells, strict=True)) for row in found.rows]
+    assert (rows[0]["refused"], rows[0]["refusal p50"], rows[0]["refusal p99"]) == ("50.0%", "3", "3")
+    assert [row["recovered after"] for row in rows] == ["", "2.5 s", "not within the run (1 of 1)"]
+
+
+def test_the_highest_rates_of_all_runs_are_one_row_with_an_interval() -> None:
+    found = [
+        measurement(1, rate, scenario="server", label=f"{rate:.0f}/s, highest rate", run=run, max_rate=rate)
+        for run, rate in enumerate((100.0, 110.0, 120.0))
+    ]
+    tried = measurement(1, 50.0, scenario="server", label="50/s")
+    table = _named("Highest rates", results_of(*found, tried))
+    assert [row.cells for row in table.rows] == [("identity http", "p95 <= 100 ms", "110 [100, 120]", "3")]
+
+
+def test_the_plot_of_costs_takes_the_middle_run_not_the_luckiest() -> None:
+    usual = [measurement(8, 100.0, run=run) for run in range(4)]
+    lucky = [*usual, measurement(8, 9000.0, run=4)]
+    assert draw(results_of(*usual))[COST] == draw(results_of(*lucky))[COST]
+
+
+def test_what_is_paid_beside_the_machine_is_said_to_be_missing_or_is_counted() -> None:
+    bare = results_of(measurement(1, 100.0))
+    assert "the price list names none" in _named("Cost", bare).note
+    whole = results_of(measurement(1, 100.0))
+    whole.machine = msgspec.structs.replace(
+        whole.machine, beside_per_hour=0.1, per_thousand_records=0.001, peak_machines=4, alternative_per_thousand=0.002
+    )
+    table = _named("Cost", whole)
+    cells = dict(zip(table.columns, table.rows[0].cells, strict=True))
+    hourly = (0.1 + 0.1) / 3600 / 100 * 1000
+    assert cells["100 %"] == f"{hourly + 0.001:.6f}"
+    assert cells["30 %"] == f"{hourly / 0.3 + 0.001:.6f}"
+    assert cells["N+1, 100 %"] == f"{hourly * 5 / 4 + 0.001:.6f}"
+    assert cells["break-even"] == f"{hourly / 0.001:.0%}"
+    assert "0.1 USD/h" in table.note
+
+
+def test_an_invalid_calibration_is_among_the_warnings(tmp_path: Path) -> None:
+    results = results_of(measurement(1, 100.0))
+    results.calibration = Calibration(100.0, 150.0, 9.0, 300.0, 200.0, {"p99": 9.0}, 3, "INVALID", ["it lags"])
+    page = write(results, tmp_path).read_text()
+    assert "calibration is INVALID: it lags" in page
+    assert "calibration is INVALID: it lags" in (tmp_path / "report.md").read_text()
+
+
+def test_a_cold_start_shows_its_first_answers() -> None:
+    table = _named("Cold start", results_of(measurement(1, 9.0, scenario="cold_start", first_answers_ms=[90, 9, 3, 1])))
+    assert table.rows[0].cells[-3:] == ("90", "9", "2")

@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks import bootstrap
-from benchmarks.batching import batch_costs, candidates, explain
+from benchmarks.batching import batch_costs, explain
 from benchmarks.compare import verdict
 from benchmarks.configs import changed, rewrite
 from benchmarks.observe import Statistics, read_statistics
@@ -135,13 +135,6 @@ def test_a_configuration_is_changed_where_asked_and_nowhere_else() -> None:
     assert found.parameters["intra_op_thread_count"].string_value == "1"
     assert not _parsed(changed(CONFIG, batching=False)).HasField("dynamic_batching")
     assert CONFIG.instance_group[0].count == 1
-
-
-def test_the_search_begins_with_the_configuration_as_it_is() -> None:
-    found = candidates(16, 2)
-    assert str(found[0]) == "as configured"
-    assert str(found[1]) == "no batching"
-    assert len(set(map(str, found))) == len(found)
 
 
 def test_a_rewritten_configuration_is_vouched_for_in_the_copys_card(tmp_path: Path) -> None:

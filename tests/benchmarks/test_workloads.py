@@ -14,6 +14,9 @@ from tritonclient.grpc import service_pb2
 from benchmarks.workloads import WORKLOADS, Payload, RawModel, WrongAnswer
 from benchmarks.workloads.base import GOLDEN_EVERY
 
+RANKS = json.dumps([{"index": index, "score": score} for index, score in ((0, 1), (2, 0.6), (1, 0.5), (3, 0))]).encode()
+UNLIKE_ITSELF = RANKS.replace(b'"index": 0', b'"index": 9').replace(b'"index": 2', b'"index": 0')
+
 
 @pytest.fixture(scope="module")
 def workloads() -> dict[str, Any]:
@@ -121,11 +124,37 @@ def test_the_first_answer_to_a_golden_input_binds_the_later_ones() -> None:
         ("entities", b'[{"entity_group":"PER","start":5,"end":90000}]'),
         ("translate-zh-en", b'{"translation_text":"hello"}'),
         ("imagenet", b"[]"),
+        ("predict-tei", b'[{"label":"POSITIVE","score":0.1}]'),
+        ("zero-shot-classification", b'[{"label":"politics","score":0.9}]'),
+        ("sentence-similarity", b"[1.0, 0.2]"),
+        ("sentence-similarity", b"[0.1, 0.9, 0.2, 0.3]"),  # nothing is more like a sentence than itself
+        ("similarity-tei", b"[1.5, 0.2, 0.1, 0.1]"),
+        (
+            "rerank-tei",
+            b'[{"index":0,"score":0.2},{"index":1,"score":0.9},{"index":2,"score":0},{"index":3,"score":0}]',
+        ),
     ],
 )
 def test_answers_that_are_plainly_wrong(workloads: dict[str, Any], name: str, body: bytes) -> None:
     with pytest.raises(WrongAnswer):
         workloads[name].check(workloads[name].unique(1), body)
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("predict-tei", b'[{"label":"POSITIVE","score":0.9},{"label":"NEGATIVE","score":0.1}]'),
+        ("zero-shot-classification", b'[{"label":"food","score":0.9}]'),
+        ("sentence-similarity", b"[1.0, 0.2, 0.1, -0.1]"),
+        ("similarity-tei", b"[1.0, 0.2, 0.1, -0.1]"),
+        (
+            "rerank-tei",
+            b'[{"index":0,"score":1},{"index":2,"score":0.6},{"index":1,"score":0.5},{"index":3,"score":0}]',
+        ),
+    ],
+)
+def test_answers_about_sentences_that_may_be_right(workloads: dict[str, Any], name: str, body: bytes) -> None:
+    workloads[name].check(workloads[name].unique(1), body)
 
 
 def test_an_answer_of_the_right_shape_passes(workloads: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -32,7 +32,7 @@ def _benching(module: str = "tidegate.benching") -> Any:
 @app.command("run")
 def run_suite(
     suite: Annotated[
-        str, typer.Argument(help="quick, headline, tasks, dataplane, batching, soak, or a .yaml file.")
+        str, typer.Argument(help="quick, headline, models, tasks, dataplane, batching, locust, soak, or a .yaml file.")
     ] = "quick",
     url: Url = None,
     grpc_url: GrpcUrl = None,
@@ -45,6 +45,10 @@ def run_suite(
         bool, typer.Option("--calibrate/--no-calibrate", help="Afterwards load a server that does nothing.")
     ] = True,
     quick: Annotated[bool, typer.Option("--quick", help="3 s each, one run, fewer points: a rehearsal.")] = False,
+    engine: Annotated[
+        Literal["asyncio", "locust"] | None,
+        typer.Option(help="What makes the load of closed sweeps; default: as the suite says."),
+    ] = None,
     prices: Annotated[Path | None, typer.Option(help="Price list in place of the suite's own.")] = None,
     machine: Annotated[str, typer.Option(help="Machine of the price list that stands for this one.")] = "cpu-2",
     seed: Seed = 1,
@@ -58,8 +62,9 @@ def run_suite(
     reports = _benching(_REPORTS)
     where = reports.Where(gateway=url, gateway_grpc=grpc_url, key=key)
     options = reports.RunOptions(
-        suite, where, tuple(tenant_key or ()), out, duration, runs, quick, calibrate, prices, machine, seed,
-        model_repository, json_,
+        suite=suite, where=where, tenant_keys=tuple(tenant_key or ()), out=out, duration=duration, runs=runs,
+        quick=quick, calibrate=calibrate, prices=prices, machine=machine, seed=seed, repository=model_repository,
+        json_=json_, engine=engine,
     )  # fmt: skip
     reports.run_suite(options)
 
@@ -86,25 +91,34 @@ def overhead(
     protocols: Annotated[str, typer.Option(help="http, grpc or both, separated by a comma.")] = "http,grpc",
     concurrency: Annotated[str, typer.Option(help="Concurrencies, separated by commas.")] = "1,8,32,64",
     floor: Annotated[
-        bool, typer.Option("--floor/--no-floor", help="A further leg: the bare HTTP or gRPC server.")
+        bool, typer.Option("--floor/--no-floor", help="A further leg: an HTTP or gRPC server that asks nobody.")
     ] = True,
+    bare: Annotated[
+        bool | None,
+        typer.Option(
+            "--bare/--no-bare",
+            help="A further leg: a gateway without limits and usage records; default: where a stack is started.",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures every leg once.")] = 7,
     leg_seconds: Annotated[float, typer.Option(min=0.2, help="Seconds of one leg.")] = 3.0,
     seed: Seed = 1,
     model_repository: Repository = REPOSITORY,
     json_: JsonFlag = False,
 ) -> None:
-    """Compare the gateway with Triton itself on `identity`: throughput ratio and added latency.
+    """Compare the gateway with Triton itself on `identity`: throughput, added latency, processor time of each part.
 
-    Legs alternate within one run; intervals are 95 %, from resampling the rounds.
+    Legs alternate within one run; intervals are 95 %, from resampling the rounds. A quarter of an hour with all legs.
 
     Example: tidegate bench overhead --concurrency 1,32 --rounds 5
     """
     benching = _benching()
     where = benching.Where(url, grpc_url, triton, triton_grpc, key, third)
-    benching.overhead(
-        where, protocols, concurrency, rounds, leg_seconds, seed, model_repository, floor=floor, json_=json_
-    )
+    options = benching.OverheadOptions(
+        where=where, protocols=protocols, concurrency=concurrency, rounds=rounds, leg_s=leg_seconds, seed=seed,
+        repository=model_repository, floor=floor, bare=bare, json_=json_,
+    )  # fmt: skip
+    benching.overhead(options)
 
 
 @app.command()
@@ -163,19 +177,32 @@ def why(
 def tune(
     model: Annotated[str, typer.Argument(help="Model to tune.")],
     slo: Annotated[str, typer.Option(help="Objective that goodput counts within.")] = "p95=50ms",
-    workload: Annotated[str | None, typer.Option(help="Workload to load it with; default: the model's own.")] = None,
+    workload: Annotated[
+        str | None, typer.Option(help="Workload to load it with; default: the model's own, else random tensors.")
+    ] = None,
     users: Annotated[str, typer.Option(help="Concurrencies to try, separated by commas.")] = "4,16,48",
+    instances: Annotated[
+        str | None, typer.Option(help="Numbers of instances to try; default: one, and one a core.")
+    ] = None,
+    delays: Annotated[str, typer.Option(help="Queue delays to try, microseconds.")] = "0,500,2000,5000",
     seconds: Annotated[float, typer.Option(min=1, help="Seconds of each trial.")] = 5.0,
     out: Annotated[Path | None, typer.Option(help="Folder for the evidence and the winning config.pbtxt.")] = None,
     seed: Seed = 1,
     model_repository: Repository = REPOSITORY,
     json_: JsonFlag = False,
 ) -> None:
-    """Search queue delay, preferred batch sizes and instances; write the winner with its evidence.
+    """Search queue delay, preferred batch sizes, instances and coalescing; write the winner with its evidence.
+
+    Each setting gets a stack of its own: with all of them about ten minutes.
 
     Example: tidegate bench tune sentiment --slo p95=100ms
     """
-    _benching().tune(model, slo, workload, users, seconds, out, seed, model_repository, json_=json_)
+    benching = _benching()
+    options = benching.TuneOptions(
+        model=model, slo=slo, workload=workload, users=users, instances=instances, delays_us=delays, seconds=seconds,
+        out=out, seed=seed, repository=model_repository, json_=json_,
+    )  # fmt: skip
+    benching.tune(options)
 
 
 @app.command()
@@ -190,9 +217,11 @@ def gpu(
 ) -> None:
     """Measure models on a CUDA GPU through the embedded backends.
 
+    The libraries of the models' backends must be able to use it. What leaves the GPU idle is INVALID.
+
     Example: tidegate bench gpu --models embeddings
     """
-    _benching(_REPORTS).on_gpu(models, out, seed, model_repository, machine, quick=quick, json_=json_)
+    _benching().on_gpu(models, out, seed, model_repository, machine, quick=quick, json_=json_)
 
 
 @app.command()
