@@ -74,20 +74,22 @@ class Ledger(Protocol):
         """Durable before anything is executed. Raises ``Unavailable``."""
         ...
 
-    async def finish(self, call: Call, state: Outcome, status: int, error: str | None) -> None:
-        """Durable before the answer leaves."""
+    async def finish(
+        self, call: Call, state: Outcome, status: int, error: str | None, *, delivered: bool = False
+    ) -> None:
+        """Durable before the answer leaves. ``delivered``: of a client that went, a part had left already."""
         ...
 
     def estimate(self, model: str, units: Units, elapsed_ns: int = 0) -> tuple[int, float]:
-        """Compute ns and USD that ``units`` should take, from recent measurements; ``elapsed_ns`` without any."""
+        """Compute ns and USD that ``units`` should take, from recent measurements: at most ``elapsed_ns``, if given."""
         ...
 
 
 class ChangeLog(Protocol):
     """The audit, for changes to what is served."""
 
-    async def check(self) -> None:
-        """Raises ``Unavailable`` when no record could be written now."""
+    async def begin(self, call: Call, action: str, model: str) -> None:
+        """Write that the caller is about to do ``action`` to ``model``. Raises ``Unavailable``: then he may not."""
         ...
 
     async def changed(self, call: Call, action: str, model: str, *, result: str, details: dict[str, str]) -> None:
@@ -178,18 +180,24 @@ class Pipeline:
                 raise NotFound("no such model", param="model")
         return model
 
-    async def change_model(self, call: Call, model: str, action: Literal["load", "unload"]) -> None:
+    async def change_model(
+        self, call: Call, model: str, action: Literal["load", "unload"], *, unload_dependents: bool = False
+    ) -> None:
         """Load (or reload) or unload a model on every Triton, and write that to the audit.
+
+        ``unload_dependents``: the models that an ensemble is made of too, as Triton knows them.
 
         Raises ``Unavailable`` when it cannot be written, before anything is changed; ``BadUpstream`` when Triton
         cannot load it: a version that served before goes on serving.
         """
         name = await self.in_repository(call, model)
         if self._changes is not None:
-            await self._changes.check()
+            await self._changes.begin(call, f"model.{action}", name)
         message = (pb.RepositoryModelLoadRequest if action == "load" else pb.RepositoryModelUnloadRequest)(
             model_name=name
         )
+        if action == "unload" and unload_dependents:
+            message.parameters["unload_dependents"].bool_param = True
         result = "failed"
         details: dict[str, str] = {}
         try:
@@ -227,6 +235,30 @@ class Pipeline:
             limit = min(limit, self._admission.max_timeout_s(call.principal) or limit)
         call.deadline_ns = call.received_ns + int(limit * 1e9)
 
+    # --- before there is a plan
+
+    async def prepared(self, call: Call, work: Callable[[], T], *, long: bool) -> T:
+        """``work()``: here, or, where it is ``long``, in a thread of those that prepare tasks.
+
+        Raises what the work raises; for long work also ``RateLimited`` before it begins, so that a refusal costs
+        next to nothing, ``Unavailable`` and ``DeadlineExceeded``.
+        """
+        if not long:
+            return work()
+        self._admission.check(call)
+        return await self._workers.run(work, call.deadline_ns)
+
+    async def admitted(self, call: Call, work: Callable[[], T], *, long: bool) -> T:
+        """The same for work that is the whole call: it holds a place within the caller's limits, and leaves no record.
+
+        Raises ``RateLimited`` and ``BudgetExceeded`` as well.
+        """
+        permit = await self._admission.enter(call)
+        try:
+            return work() if not long else await self._workers.run(work, call.deadline_ns)
+        finally:
+            permit.leave(call)
+
     # --- the two things a caller can ask for
 
     async def run_task(self, call: Call, model: str, task_name: str, inputs: Any, options: Mapping[str, Any]) -> Any:
@@ -236,7 +268,7 @@ class Pipeline:
         call.model = card.name
         self._admission.check(call)  # before the work of decoding, so that a refusal costs next to nothing
         begin = time.monotonic_ns()
-        if task.is_long(inputs):
+        if task.is_long(inputs, options):
             plan = await self._workers.run(lambda: task.plan(inputs, options), call.deadline_ns)
         else:
             plan = task.plan(inputs, options)
@@ -257,6 +289,7 @@ class Pipeline:
         self.pool.signature(request.model, request.version).check(request)
         await self._enter(call)
         async for result in self.pool.stream(_traced(self._clamped(call, request), call), call.deadline_ns):
+            call.delivered = True
             yield result
         self._estimate(call)
 
@@ -275,7 +308,10 @@ class Pipeline:
         ``asked`` is everything that makes the request what it is.
         """
         keys = self._idempotency
-        return await (work() if keys is None else keys.once(call, asked, work, self.close))
+        if keys is None:
+            return await work()
+        self._admission.check(call)  # before the store is asked: who is over his limits costs it nothing
+        return await keys.once(call, asked, work, self.close)
 
     async def close(self, call: Call, error: BaseException | None = None) -> None:
         """Record how an admitted call ended and give back its permit; before its answer leaves, and once.
@@ -293,7 +329,7 @@ class Pipeline:
                 await self._ledger.finish(call, "completed", 200, None)
             elif isinstance(error, asyncio.CancelledError | GeneratorExit | ClientClosed):
                 # The client has gone and its task may be under cancellation: it is recorded all the same.
-                await asyncio.shield(self._ledger.finish(call, "client_closed", ClientClosed.status, ClientClosed.code))
+                await asyncio.shield(self._closed_by_client(call))
             elif isinstance(error, GatewayError):
                 await self._ledger.finish(call, "failed", error.status, error.code)
             else:
@@ -302,6 +338,13 @@ class Pipeline:
             call.stages["record"] = time.monotonic_ns() - begin
             permit.leave(call)
             self.metrics.left(call.model)
+
+    async def _closed_by_client(self, call: Call) -> None:
+        """Nothing is owed for what never left; the part of a stream that did is billed by estimate."""
+        if call.delivered:
+            self._estimate(call)
+        status, code = ClientClosed.status, ClientClosed.code
+        await self._ledger.finish(call, "client_closed", status, code, delivered=call.delivered)
 
     def prepare(self) -> None:
         """Check what tasks need, and make most of it now rather than in somebody's first request. ``ValueError``."""
@@ -340,7 +383,7 @@ class Pipeline:
         call.stages["infer"] = inferred - begin
         answer = plan.finish(results)
         call.stages["postprocess"] = time.monotonic_ns() - inferred
-        self._estimate(call)
+        self._estimate(call, len(requests))
         return answer
 
     async def _enter(self, call: Call) -> None:
@@ -359,9 +402,10 @@ class Pipeline:
         call.stages["admit"] = time.monotonic_ns() - begin
         self.metrics.entered(call.model)
 
-    def _estimate(self, call: Call) -> None:
+    def _estimate(self, call: Call, requests: int = 1) -> None:
+        """What the call should cost, which is no more than it can have taken: its ``requests`` ran side by side."""
         call.estimated_compute_ns, call.estimated_cost_usd = self._ledger.estimate(
-            call.model, call.units, call.stages.get("infer", 0)
+            call.model, call.units, call.stages.get("infer", 0) * requests
         )
 
 

@@ -169,6 +169,8 @@ class Call(msgspec.Struct, eq=False):
     principal: Principal | None = None
     model: str = ""
     units: Units = Units()
+    delivered: bool = False
+    """Of a stream: a part of the answer was handed on."""
     estimated_compute_ns: int = 0
     """Compute time expected for ``units`` from recent statistics; the ledger settles the real one."""
     estimated_cost_usd: float = 0.0

@@ -13,6 +13,7 @@ from typing import Any
 
 from gateway.catalog import ModelCard, TextPreprocessing
 from gateway.dialects import huggingface_schemas as schemas
+from gateway.dialects.body import LONG_BODY
 from gateway.dialects.http import Request, Response, Route
 from gateway.dialects.json import decode, encode
 from gateway.errors import GatewayError, Invalid, Malformed, NotFound, Unavailable, UnsupportedMediaType
@@ -94,7 +95,11 @@ class HuggingFace:
     async def run(self, request: Request, call: Call) -> Response:
         """``POST /hf/models/{model}`` and ``…/pipeline/{task}``."""
         card = self._pipeline.card(call, request.params["model"])
-        asked = decode_call(card, request.params.get("task"), request.body, request.content_type)
+        body, kind = request.body, request.content_type
+        long = len(body) > LONG_BODY and is_json(body, kind, pictures=card.recipe.task == IMAGE_TASK)
+        asked = await self._pipeline.prepared(
+            call, lambda: decode_call(card, request.params.get("task"), body, kind), long=long
+        )
         call.operation = asked.task
         answer = await self._pipeline.run_task(call, card.name, asked.task, asked.inputs, asked.options)
         return Response(200, encode_answer(asked.task, answer))

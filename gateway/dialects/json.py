@@ -2,7 +2,8 @@
 
 Decoding is msgspec's (RFC 8259: no NaN, no trailing characters, UTF-8 only, no lone surrogates). Three
 things that it lets pass are refused here without parsing twice: an object that names a member twice,
-values nested deeper than ``MAX_DEPTH``, and more of them than anybody needs.
+values nested deeper than ``MAX_DEPTH``, and more of them than anybody needs (it holds the interpreter's
+lock, so that a thread would not help).
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ MAX_DEPTH = 100
 """Containers in containers; Triton's own limit."""
 MAX_PARTS = 1_000_000
 """Lists, objects and members of a body. Three bytes make an empty list, which takes 64 in memory."""
+MAX_VALUES = 2**21
+"""Values of a body, by its commas. Two bytes make a number, which takes 32 in memory; larger tensors are for binary
+data, and texts have a limit of their own.
+"""
 
 _KEY = re.compile(rb'"[ \t\r\n]*:')
 _CONTAINERS = (dict, list)
@@ -41,8 +46,8 @@ def decode_json(body: bytes | memoryview, form: type[T]) -> T:
 
 def decode(body: bytes) -> Any:
     """``body`` as plain dicts, lists, strings, numbers. Raises ``Malformed``, or ``TooLarge`` for too many of them."""
-    if len(body) > MAX_PARTS and body.count(b"[") + body.count(b"{") + body.count(b":") > MAX_PARTS:
-        raise TooLarge(f"the body has more than {MAX_PARTS} lists, objects and members")
+    if len(body) > MAX_PARTS:
+        _check_amount(body)
     try:
         value = msgspec.json.decode(body)
     except msgspec.ValidationError as error:  # a number that no double can hold
@@ -56,6 +61,13 @@ def decode(body: bytes) -> Any:
     if type(value) in _CONTAINERS:
         _check(body, value)
     return value
+
+
+def _check_amount(body: bytes) -> None:
+    if body.count(b"[") + body.count(b"{") + body.count(b":") > MAX_PARTS:
+        raise TooLarge(f"the body has more than {MAX_PARTS} lists, objects and members")
+    if body.count(b",") >= MAX_VALUES:
+        raise TooLarge(f"the body has more than {MAX_VALUES} values")
 
 
 def encode(value: Any) -> bytes:

@@ -7,8 +7,9 @@ Shared by the HTTP and the gRPC dialect: what ``parameters`` may hold (:func:`cl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -42,26 +43,31 @@ _MAX_DIGITS = 18
 _RESERVED_PREFIXES = ("sequence_", "shared_memory_", "triton_")
 _RESERVED = frozenset({"headers"})
 _OWN = frozenset({"priority", "timeout", "binary_data_output"})
+CONTENT_TYPE = "content_type"
+"""A hint of KServe's and MLServer's clients, to servers that decode by it: it changes nothing here."""
 
 
 class _Input(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     shape: list[int]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     data: list[Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Output(msgspec.Struct, forbid_unknown_fields=True):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class _Infer(msgspec.Struct, forbid_unknown_fields=True):
+    """A null stands for a member that is not there, as KServe's own client writes it."""
+
     inputs: list[_Input]
-    id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: list[_Output] = []
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[_Output] | None = None
+    model_name: str | None = None
 
 
 class OutputForm(msgspec.Struct, frozen=True):
@@ -101,11 +107,22 @@ class _Slot(msgspec.Struct, frozen=True):
     size: int
 
 
-class _Header(msgspec.Struct, frozen=True):
-    """A message's JSON, checked; everything in it but the bytes of its tensors."""
+class _Written(msgspec.Struct, frozen=True):
+    """A tensor whose ``data`` stands in the JSON, as it was written there."""
 
-    inputs: tuple[Tensor | _Slot, ...]
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    data: list[Any]
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """A message's JSON, checked; everything in it but its tensors."""
+
+    inputs: tuple[_Written | _Slot, ...]
     binary_bytes: int
+    model: str | None
+    """Its name, where the message has it too."""
     outputs: tuple[str, ...]
     id: str
     parameters: dict[str, ParameterValue]
@@ -121,7 +138,8 @@ def decode_infer(
 
     ``header_length`` is the header ``Inference-Header-Content-Length``: the bytes of JSON in front of
     the binary tensors, absent for a body that is JSON alone, ``0`` for a body that is the only tensor.
-    Raises ``Malformed`` for what is not the protocol, ``Invalid`` for what the protocol forbids.
+    What stands in the JSON becomes a tensor only where ``signature`` has one of its name, type and shape.
+    Raises ``Malformed`` for what is not the protocol, ``Invalid`` for what the protocol or the model forbids.
     """
     if header_length is None:
         length = len(body)
@@ -136,11 +154,13 @@ def decode_infer(
     # In front of binary tensors a client writes the same header every time.
     decode = _decode_known if header_length is not None and length <= _KNOWN_BYTES else _decode_header
     header = decode(body[:length])
+    if header.model is not None and header.model != model:
+        raise Invalid("model_name is not the model of the path", param="model_name")
     tail = memoryview(body)[length:]
     tensors = []
     for item in header.inputs:
-        if isinstance(item, Tensor):
-            tensors.append(item)
+        if isinstance(item, _Written):
+            tensors.append(_from_json(item, signature))
             continue
         end = item.begin + item.size
         if end > len(tail):
@@ -162,13 +182,17 @@ def decode_infer(
 
 def _decode_header(raw: bytes) -> _Header:
     message = decode_json(raw, _Infer)
-    inputs: list[Tensor | _Slot] = []
+    inputs: list[_Written | _Slot] = []
     offset = 0
     for item in message.inputs:
-        size = item.parameters.get("binary_data_size")
-        _only(item.parameters, ("binary_data_size",), f"input {item.name!r}")
+        given = item.parameters or {}
+        size = given.get("binary_data_size")
+        if given:
+            _only(given, ("binary_data_size", CONTENT_TYPE), f"input {item.name[:64]!r}")
         if size is None:
-            inputs.append(_from_json(item))
+            if item.data is msgspec.UNSET:
+                raise Invalid(f"input {item.name[:64]!r} has no data", param=item.name)
+            inputs.append(_Written(item.name, _datatype(item), tuple(item.shape), item.data))
             continue
         if type(size) is not int or size < 0:
             raise Invalid(f"input {item.name!r}: binary_data_size is not a size", param=item.name)
@@ -176,18 +200,21 @@ def _decode_header(raw: bytes) -> _Header:
             raise Invalid(f"input {item.name!r} has both data and binary_data_size", param=item.name)
         inputs.append(_Slot(item.name, _datatype(item), tuple(item.shape), offset, size))
         offset += size
-    parameters, priority, timeout_us = clean_parameters(message.parameters)
-    if len({output.name for output in message.outputs}) != len(message.outputs):
+    given = message.parameters or {}
+    parameters, priority, timeout_us = clean_parameters(given)
+    outputs = message.outputs or []
+    if len({output.name for output in outputs}) != len(outputs):
         raise Invalid("an output is requested twice")
-    binary = message.parameters.get("binary_data_output", False)
+    binary = given.get("binary_data_output", False)
     if type(binary) is not bool:
         raise Invalid("binary_data_output is not true or false", param="binary_data_output")
-    forms = {output.name: output_form(output.name, output.parameters, default=binary) for output in message.outputs}
+    forms = {output.name: output_form(output.name, output.parameters or {}, default=binary) for output in outputs}
     return _Header(
         inputs=tuple(inputs),
         binary_bytes=offset,
-        outputs=tuple(output.name for output in message.outputs),
-        id=message.id,
+        model=message.model_name,
+        outputs=tuple(output.name for output in outputs),
+        id=message.id or "",
         parameters=parameters,
         priority=priority,
         timeout_us=timeout_us,
@@ -254,7 +281,7 @@ def _only(parameters: Mapping[str, Any], known: Sequence[str], what: str) -> Non
 def output_form(
     name: str,
     parameters: Mapping[str, Any],
-    known: Sequence[str] = ("binary_data", "classification"),
+    known: Sequence[str] = ("binary_data", "classification", CONTENT_TYPE),
     *,
     default: bool = False,
 ) -> OutputForm:
@@ -275,81 +302,92 @@ def _datatype(item: _Input) -> Any:
     return item.datatype
 
 
-def _from_json(item: _Input) -> Tensor:
-    datatype = _datatype(item)
-    if item.data is msgspec.UNSET:
-        raise Invalid(f"input {item.name!r} has no data", param=item.name)
+def _from_json(item: _Written, signature: Signature) -> Tensor:
+    count = signature.expect(item.name, item.datatype, item.shape)
+    return Tensor(item.name, item.datatype, item.shape, raw_data(item.data, item.datatype, item.name, count))
+
+
+def raw_data(data: list[Any], datatype: str, name: str, count: int) -> bytes:
+    """``data`` of the input ``name`` (``count`` values, nested or flat) as the raw bytes of a ``datatype`` tensor.
+
+    Exactly these values, floats rounded. Raises ``Invalid``; for another number of values before one is converted.
+    """
     if datatype == "BF16":
-        raise Invalid(f"input {item.name!r}: BF16 travels as binary data only", param=item.name)
-    shape = tuple(item.shape)
-    if any(dimension < 1 for dimension in shape):
-        raise Invalid(f"input {item.name!r} has dimensions that are not positive", param=item.name)
-    if datatype == "BYTES":
-        elements = _flatten_strings(item.data, item.name)
-        return Tensor(item.name, "BYTES", shape, encode_bytes(elements))
-    return Tensor(item.name, datatype, shape, numbers(item.data, datatype, item.name).tobytes())
-
-
-def _flatten_strings(data: list[Any], name: str) -> list[str]:
-    flat: list[str] = []
-    stack = [iter(data)]
-    while stack:
-        for element in stack[-1]:
-            if isinstance(element, str):
-                flat.append(element)
-            elif isinstance(element, list):
-                stack.append(iter(element))
-                break
-            else:
-                raise Invalid(f"input {name!r} is BYTES: its data must be strings", param=name)
-        else:
-            stack.pop()
-    return flat
-
-
-_KINDS = {"BOOL": "b", "FP16": "iuf", "FP32": "iuf", "FP64": "iuf"}
-
-
-def numbers(data: list[Any], datatype: str, name: str) -> Array:
-    """``data`` as an array of ``datatype`` that holds exactly these values, floats rounded. Raises ``Invalid``."""
-    try:
-        array = np.asarray(data)
-    except (ValueError, OverflowError) as error:
-        raise Invalid(f"input {name!r}: data is not a regular list of numbers", param=name) from error
-    wanted = NUMPY_TYPES[datatype]
-    if array.size and array.dtype.kind not in _KINDS.get(datatype, "iu"):
-        if datatype == "UINT64" and array.dtype.kind in "fO":  # numpy's guess for values beyond int64
-            return _exact_unsigned(data, name)
+        raise Invalid(f"input {name!r}: BF16 travels as binary data only", param=name)
+    values, kinds = _flat(data)
+    if len(values) != count:
+        raise Invalid(f"input {name!r} has {len(values)} values, its shape says {count}", param=name)
+    if not kinds <= _KINDS[datatype]:
         raise Invalid(f"input {name!r}: data does not hold {datatype} values", param=name)
-    if array.size and wanted.kind in "iu":
+    return encode_bytes(values) if datatype == "BYTES" else _numbers(values, datatype, name)
+
+
+def _flat(data: list[Any]) -> tuple[list[Any], set[type]]:
+    """The values in lists of lists, row by row, and of which types they are; a list among values is one of them."""
+    kinds = set(map(type, data))
+    while kinds == _NESTED:
+        data = list(chain.from_iterable(data))
+        kinds = set(map(type, data))
+    return data, kinds
+
+
+_NESTED = {list}
+_WHOLE, _REAL = frozenset({int}), frozenset({int, float})
+_KINDS: dict[str, frozenset[type]] = {
+    **{name: _REAL if dtype.kind == "f" else _WHOLE for name, dtype in NUMPY_TYPES.items()},
+    "BOOL": frozenset({bool}),
+    "BYTES": frozenset({str}),
+}
+"""What JSON says a value of each datatype as: true is no number, and 1.5 no whole one."""
+
+
+def _numbers(values: list[Any], datatype: str, name: str) -> bytes:
+    wanted = NUMPY_TYPES[datatype]
+    try:
+        if wanted.kind == "u" and wanted.itemsize == 8 and min(values) >= 0:
+            return np.array(values, dtype=wanted).tobytes()
+        array = np.array(values, dtype=_WIDEST[wanted.kind])
+    except OverflowError as error:
+        raise _out_of_range(datatype, name) from error
+    if wanted.kind == "f":
+        with np.errstate(over="ignore"):
+            array = array.astype(wanted, copy=False)
+        if not np.isfinite(array).all():  # JSON has no infinity: it did not fit
+            raise _out_of_range(datatype, name)
+    elif wanted.kind != "b":
         bounds = np.iinfo(wanted)
         if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
-            raise Invalid(f"input {name!r}: a value is out of range for {datatype}", param=name)
-    with np.errstate(over="ignore"):
-        exact = array.astype(wanted)
-    if wanted.kind == "f" and not np.isfinite(exact).all():  # JSON has no infinity: it did not fit
-        raise Invalid(f"input {name!r}: a value is out of range for {datatype}", param=name)
-    return exact
+            raise _out_of_range(datatype, name)
+    return array.astype(wanted, copy=False).tobytes()
 
 
-def _exact_unsigned(data: list[Any], name: str) -> Array:
-    flat = np.asarray(data, dtype=object).reshape(-1)
-    if not all(type(value) is int and 0 <= value < 2**64 for value in flat):
-        raise Invalid(f"input {name!r}: data does not hold UINT64 values", param=name)
-    return np.array(flat.tolist(), dtype="<u8")
+_WIDEST = {"b": np.dtype(np.bool_), "u": np.dtype("<i8"), "i": np.dtype("<i8"), "f": np.dtype("<f8")}
+"""What Python's values are read as before they are looked at."""
+
+
+def _out_of_range(datatype: str, name: str) -> Invalid:
+    return Invalid(f"input {name!r}: a value is out of range for {datatype}", param=name)
 
 
 # --- answers
 
 
 def encode_infer(
-    result: InferenceResult, request: InferenceRequest, encoding: Encoding, labels: Sequence[str], *, batched: bool
+    result: InferenceResult,
+    request: InferenceRequest,
+    encoding: Encoding,
+    labels: Callable[[str], Sequence[str]],
+    *,
+    batched: bool,
 ) -> tuple[bytes, int | None]:
-    """(body, bytes of JSON in front of binary tensors or None if there is no binary tensor)."""
+    """(body, bytes of JSON in front of binary tensors or None if there is no binary tensor).
+
+    ``labels``: those of an output's classes.
+    """
     outputs, tail = [], []
     for tensor in result.outputs:
         form = encoding.of(tensor.name)
-        written = classify(tensor, form.classes, labels, batched=batched) if form.classes else tensor
+        written = classify(tensor, form.classes, labels(tensor.name), batched=batched) if form.classes else tensor
         entry: dict[str, Any] = {"name": written.name, "datatype": written.datatype, "shape": written.shape}
         if form.binary:
             entry["parameters"] = {"binary_data_size": len(written.data)}
@@ -384,7 +422,7 @@ def classify(tensor: Tensor, classes: int, labels: Sequence[str], *, batched: bo
     array = to_numpy(tensor)
     rows = array.reshape(array.shape[0], -1) if batched else array.reshape(1, -1)
     count = min(classes, rows.shape[1])
-    best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    best = _descending(rows)[:, :count]
     texts = np.empty((rows.shape[0], count), dtype=object)
     for i, indices in enumerate(best):
         for j, index in enumerate(indices):
@@ -393,3 +431,12 @@ def classify(tensor: Tensor, classes: int, labels: Sequence[str], *, batched: bo
             label = f":{labels[index]}" if index < len(labels) else ""
             texts[i, j] = f"{number}:{index}{label}"
     return from_numpy(tensor.name, texts if batched else texts[0])
+
+
+def _descending(rows: Array) -> Array:
+    """Indices of each row's values, the largest first; of equal ones the first comes first, and NaN last."""
+    if rows.dtype.kind == "f":
+        return np.argsort(-rows, axis=1, kind="stable")
+    # Turned round: -x is not there for the least of a type, and for none of an unsigned one.
+    turned = np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1]
+    return rows.shape[1] - 1 - turned

@@ -8,6 +8,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -20,10 +21,13 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.access.credentials import find_credential
 from gateway.access.idempotency import Answer as KeptAnswer
+from gateway.dialects.body import LONG_BODY
 from gateway.dialects.headers import acceptable_request_id
 from gateway.dialects.kserve_codec import EXTENSIONS
 from gateway.dialects.kserve_codec import classify as classify_output
 from gateway.dialects.kserve_grpc_codec import DecodedRequest, decode_request
+from gateway.dialects.kserve_grpc_wire import parse_infer
+from gateway.dialects.labels import Labels
 from gateway.errors import (
     ClientClosed,
     Forbidden,
@@ -37,6 +41,7 @@ from gateway.errors import (
 from gateway.http2.rpc import Methods, RpcStream, StatusError
 from gateway.pipeline import Pipeline
 from gateway.triton.messages import set_parameters
+from gateway.triton.signature import Signature
 from gateway.types import Call, InferenceResult, Scope
 
 log = structlog.get_logger(__name__)
@@ -74,6 +79,7 @@ class KserveGrpc:
     def __init__(self, pipeline: Pipeline, version: str) -> None:
         self._pipeline = pipeline
         self._version = version
+        self._labels = Labels(pipeline)
         self._reflection = reflection.aio.ReflectionServicer((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME))
 
     def methods(self) -> Methods:
@@ -91,8 +97,11 @@ class KserveGrpc:
             "RepositoryModelLoad": (self.load, "models:admin"),
             "RepositoryModelUnload": (self.unload, "models:admin"),
         }
+        parsers: dict[str, Callable[[bytes], Any]] = {
+            name: partial(_parsed, getattr(pb, f"{name}Request").FromString) for name in unary
+        } | {"ModelInfer": parse_infer}
         handlers = {
-            f"/{SERVICE}/{name}": self._unary(name, answer, scope, getattr(pb, f"{name}Request").FromString)
+            f"/{SERVICE}/{name}": self._unary(name, answer, scope, parsers[name])
             for name, (answer, scope) in unary.items()
         }
         return Methods(
@@ -112,7 +121,7 @@ class KserveGrpc:
                 if scope is not None:
                     await self._authenticate(call, stream, scope)
                 call.bytes_in = len(body)
-                message = _parsed(parse, body)
+                message = parse(body)
                 if call.idempotency_key is not None and operation == "ModelInfer":
                     reply = await self._once(message, call, answer)
                 else:
@@ -219,7 +228,8 @@ class KserveGrpc:
 
     async def unload(self, message: Any, call: Call) -> Any:
         """Unload a model."""
-        await self._pipeline.change_model(call, message.model_name, "unload")
+        dependents = message.parameters["unload_dependents"].bool_param
+        await self._pipeline.change_model(call, message.model_name, "unload", unload_dependents=dependents)
         return pb.RepositoryModelUnloadResponse()
 
     # --- one model
@@ -259,22 +269,31 @@ class KserveGrpc:
     async def model_infer(self, message: Any, call: Call) -> Any:
         """Run one inference."""
         self._model(message.model_name, message.model_version, call)
-        asked = decode_request(message)
-        request = asked.request
-        if self._pipeline.pool.signature(request.model, request.version).decoupled:
+        signature = self._pipeline.pool.signature(message.model_name, message.model_version)
+        if signature.decoupled:
             raise NotImplementedHere("this model answers with a stream; use ModelStreamInfer")
+        asked = await self._decoded(message, signature, call)
         if asked.timeout_us:
             self._pipeline.set_timeout(call, asked.timeout_us / 1e6)
-        return self._reply(await self._pipeline.infer(call, request), asked)
+        return self._reply(await self._pipeline.infer(call, asked.request), asked)
+
+    async def _decoded(self, message: Any, signature: Signature, call: Call) -> DecodedRequest:
+        typed = not message.raw_input_contents
+        return await self._pipeline.prepared(
+            call,
+            lambda: decode_request(message, signature),
+            long=typed and call.bytes_in > LONG_BODY,
+        )
 
     def _reply(self, result: InferenceResult, asked: DecodedRequest) -> Any:
         request = asked.request
-        batched = self._pipeline.pool.signature(request.model, request.version).max_batch_size > 0
+        signature = self._pipeline.pool.signature(request.model, request.version)
+        batched = signature.max_batch_size > 0
         reply = pb.ModelInferResponse(model_name=result.model, model_version=result.version, id=request.id)
         for tensor in result.outputs:
             classes = asked.classes.get(tensor.name, 0)
             if classes:
-                labels = self._pipeline.labels(request.model)
+                labels = self._labels.of(request.model, signature, tensor.name)
                 tensor = classify_output(tensor, classes, labels, batched=batched)  # noqa: PLW2901
             reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
             reply.raw_output_contents.append(bytes(tensor.data))
@@ -301,12 +320,12 @@ class KserveGrpc:
                 if call.idempotency_key is not None:
                     raise Malformed("idempotency-key: a stream cannot be answered again; use ModelInfer")
                 call.bytes_in = len(body)
-                message = _parsed(pb.ModelInferRequest.FromString, body)
+                message = parse_infer(body)
                 identity = message.id
-                async for reply in self._stream_one(message, call):
+                async for reply, last in self._stream_one(message, call):
                     sent = reply.SerializeToString()
                     call.bytes_out += len(sent)
-                    if reply.infer_response.parameters["triton_final_response"].bool_param:
+                    if last:
                         await self._pipeline.close(call)
                     yield sent
                 await self._pipeline.close(call)
@@ -325,27 +344,28 @@ class KserveGrpc:
                 yield failed.SerializeToString()
             self._finished(call, code)
 
-    async def _stream_one(self, message: Any, call: Call) -> AsyncIterator[Any]:
+    async def _stream_one(self, message: Any, call: Call) -> AsyncIterator[tuple[Any, bool]]:
+        """The answers to one request, and of each whether it is known to be the last."""
         final_wanted = message.parameters["triton_enable_empty_final_response"].bool_param
         del message.parameters["triton_enable_empty_final_response"]
         self._model(message.model_name, message.model_version, call)
-        asked = decode_request(message)
+        signature = self._pipeline.pool.signature(message.model_name, message.model_version)
+        asked = await self._decoded(message, signature, call)
         request = asked.request
         if asked.timeout_us:
             self._pipeline.set_timeout(call, asked.timeout_us / 1e6)
-        signature = self._pipeline.pool.signature(request.model, request.version)
         if not signature.decoupled:
             reply = self._reply(await self._pipeline.infer(call, request), asked)
             if final_wanted:
                 reply.parameters["triton_final_response"].bool_param = True
-            yield pb.ModelStreamInferResponse(infer_response=reply)
+            yield pb.ModelStreamInferResponse(infer_response=reply), True
             return
         async for result in self._pipeline.stream(call, request):
-            yield pb.ModelStreamInferResponse(infer_response=self._reply(result, asked))
+            yield pb.ModelStreamInferResponse(infer_response=self._reply(result, asked)), False
         if final_wanted:
             last = pb.ModelInferResponse(model_name=request.model, model_version=request.version, id=request.id)
             last.parameters["triton_final_response"].bool_param = True
-            yield pb.ModelStreamInferResponse(infer_response=last)
+            yield pb.ModelStreamInferResponse(infer_response=last), True
 
 
 def _trailers(call: Call) -> tuple[tuple[str, str], ...]:

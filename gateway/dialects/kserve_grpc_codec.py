@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gateway.dialects.kserve_codec import clean_parameters, output_form
+from gateway.dialects.kserve_codec import CONTENT_TYPE, clean_parameters, output_form
 from gateway.errors import Invalid, Malformed
 from gateway.triton.messages import get_parameters
+from gateway.triton.signature import Signature
 from gateway.triton.tensors import ITEM_SIZE, NUMPY_TYPES, encode_bytes
 from gateway.types import InferenceRequest, Tensor
 
@@ -18,6 +19,7 @@ _CONTENTS = {
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
+_OF_OUTPUTS = ("classification", CONTENT_TYPE)
 
 
 @dataclass(slots=True, frozen=True)
@@ -30,8 +32,10 @@ class DecodedRequest:
     timeout_us: int | None = None
 
 
-def decode_request(message: Any) -> DecodedRequest:
-    """``message`` (a ``ModelInferRequest``). Raises ``Malformed`` or ``Invalid``."""
+def decode_request(message: Any, signature: Signature) -> DecodedRequest:
+    """``message`` (a ``ModelInferRequest``); typed contents become a tensor only where ``signature`` has one of its
+    name, type, shape and number of values. Raises ``Malformed`` or ``Invalid``.
+    """
     parameters, priority, timeout_us = clean_parameters(get_parameters(message.parameters))
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
@@ -40,11 +44,11 @@ def decode_request(message: Any) -> DecodedRequest:
     for index, item in enumerate(message.inputs):
         if item.datatype not in ITEM_SIZE and item.datatype != "BYTES":
             raise Invalid(f"input {item.name[:64]!r} has an unknown datatype", param=item.name)
-        if item.parameters:
+        if item.parameters and set(item.parameters) != {CONTENT_TYPE}:
             raise Invalid(f"input {item.name[:64]!r}: parameters of inputs are not supported", param=item.name)
         if raw and item.HasField("contents"):
             raise Invalid(f"input {item.name[:64]!r} has raw and typed contents", param=item.name)
-        data = raw[index] if raw else _typed_contents(item)
+        data = raw[index] if raw else _typed_contents(item, signature)
         tensors.append(Tensor(item.name, item.datatype, tuple(item.shape), data))
     request = InferenceRequest(
         model=message.model_name,
@@ -56,23 +60,29 @@ def decode_request(message: Any) -> DecodedRequest:
         priority=priority,
     )
     classes = {
-        output.name: output_form(output.name, get_parameters(output.parameters), ("classification",)).classes
+        output.name: output_form(
+            output.name, get_parameters(output.parameters), ("classification", CONTENT_TYPE)
+        ).classes
         for output in message.outputs
         if output.parameters
     }
     return DecodedRequest(request, classes, timeout_us)
 
 
-def _typed_contents(item: Any) -> bytes:
+def _typed_contents(item: Any, signature: Signature) -> bytes:
     field = _CONTENTS.get(item.datatype)
     if field is None:
-        raise Invalid(f"input {item.name!r}: {item.datatype} travels as raw contents only", param=item.name)
+        raise Invalid(f"input {item.name[:64]!r}: {item.datatype} travels as raw contents only", param=item.name)
+    count = signature.expect(item.name, item.datatype, tuple(item.shape))
     values = getattr(item.contents, field)
+    if len(values) != count:
+        raise Invalid(f"input {item.name!r} has {len(values)} values, its shape says {count}", param=item.name)
     if item.datatype == "BYTES":
         return encode_bytes(values)
     wanted = NUMPY_TYPES[item.datatype]
-    if wanted.kind in "iu" and values:  # 8 and 16 bits travel in fields of 32
-        bounds = np.iinfo(wanted)
-        if min(values) < bounds.min or max(values) > bounds.max:
+    if wanted.kind in "iu" and wanted.itemsize < 4:  # 8 and 16 bits travel in fields of 32
+        bounds, wide = np.iinfo(wanted), np.fromiter(values, dtype=np.int64, count=count)
+        if int(wide.min()) < bounds.min or int(wide.max()) > bounds.max:
             raise Invalid(f"input {item.name!r}: a value is out of range for {item.datatype}", param=item.name)
-    return np.array(values, dtype=wanted).tobytes()
+        return wide.astype(wanted).tobytes()
+    return np.fromiter(values, dtype=wanted, count=count).tobytes()

@@ -4,28 +4,36 @@ and KServe's clients speak. Errors are ``{"error": "<string>"}``.
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.dialects import kserve_schemas as schemas
+from gateway.dialects.body import LONG_BODY
 from gateway.dialects.http import Handler, Request, Response, Route
 from gateway.dialects.json import decode_json
-from gateway.dialects.kserve_codec import EXTENSIONS, clean_parameters, decode_infer, encode_infer, numbers
+from gateway.dialects.kserve_codec import EXTENSIONS, clean_parameters, decode_infer, encode_infer, raw_data
+from gateway.dialects.labels import Labels
 from gateway.dialects.protobuf_json import to_json
 from gateway.errors import GatewayError, Invalid, NotFound, NotImplementedHere, UnsupportedMediaType
 from gateway.pipeline import Pipeline
 from gateway.triton.signature import Signature, TensorSignature
-from gateway.triton.tensors import encode_bytes, from_numpy, to_numpy
+from gateway.triton.tensors import to_numpy
 from gateway.types import Call, InferenceRequest, InferenceResult, Tensor
 
 BINARY = "application/octet-stream"
 _CONTENT_TYPES = frozenset({None, "application/json", BINARY, "application/x-www-form-urlencoded"})
 """None is tritonclient's; the last is what curl calls the JSON behind its ``-d``."""
+
+
+class _Index(msgspec.Struct, forbid_unknown_fields=True):
+    ready: bool = False
 
 
 class KserveHttp:
@@ -37,6 +45,7 @@ class KserveHttp:
     def __init__(self, pipeline: Pipeline, version: str) -> None:
         self._pipeline = pipeline
         self._version = version
+        self._labels = Labels(pipeline)
 
     def encode_error(self, error: GatewayError, call: Call) -> Response:  # noqa: ARG002
         """``{"error": "<string>"}``: an object there breaks tritonclient's exception."""
@@ -127,10 +136,8 @@ class KserveHttp:
     async def repository_index(self, request: Request, call: Call) -> Response:
         """``POST /v2/repository/index``; the body may be empty."""
         self._require_admin(call)
-        wanted = decode_json(request.body, dict[str, Any]) if request.body.strip() else {}
-        reply = await self._pipeline.pool.ask(
-            "RepositoryIndex", pb.RepositoryIndexRequest(ready=bool(wanted.get("ready", False)))
-        )
+        wanted = decode_json(request.body, _Index) if request.body.strip() else _Index()
+        reply = await self._pipeline.pool.ask("RepositoryIndex", pb.RepositoryIndexRequest(ready=wanted.ready))
         return _json([{name: value for name, value in to_json(model).items() if value} for model in reply.models])
 
     async def load(self, request: Request, call: Call) -> Response:
@@ -149,7 +156,10 @@ class KserveHttp:
         parameters = body.get("parameters", {})
         if set(body) - {"parameters"} or not isinstance(parameters, dict) or set(parameters) - {"unload_dependents"}:
             raise Invalid("loading takes no configuration and no files over this API")
-        await self._pipeline.change_model(call, request.params["model"], action)
+        dependents = parameters.get("unload_dependents", False)
+        if not isinstance(dependents, bool):
+            raise Invalid("unload_dependents is not true or false", param="unload_dependents")
+        await self._pipeline.change_model(call, request.params["model"], action, unload_dependents=dependents)
 
     def _require_admin(self, call: Call) -> None:
         if call.principal is None or "models:admin" not in call.principal.scopes:
@@ -209,11 +219,14 @@ class KserveHttp:
         """JSON and binary tensors in and out, in any mix."""
         model, version = self._model(request, call)
         signature = self._pipeline.pool.signature(model, version)
-        decoded = decode_infer(
-            model, version, request.body, request.headers.get("inference-header-content-length"), signature
-        )
         if signature.decoupled:
             raise NotImplementedHere("this model answers with a stream; use generate_stream or gRPC")
+        body, length = request.body, request.headers.get("inference-header-content-length")
+        decoded = await self._pipeline.prepared(
+            call,
+            lambda: decode_infer(model, version, body, length, signature),
+            long=length != "0" and len(body) > LONG_BODY,
+        )
         if decoded.timeout_us:
             self._pipeline.set_timeout(call, decoded.timeout_us / 1e6)
         result = await self._pipeline.infer(call, decoded.request)
@@ -221,18 +234,18 @@ class KserveHttp:
             result,
             decoded.request,
             decoded.encoding,
-            self._pipeline.labels(model),
+            partial(self._labels.of, model, signature),
             batched=signature.max_batch_size > 0,
         )
         headers = {}
         if header_length is not None:
             headers["Inference-Header-Content-Length"] = str(header_length)
-        body = _compressed(body, request.headers.get("accept-encoding", ""), headers)
+        body = await _compressed(body, request.headers.get("accept-encoding", ""), headers)
         return Response(200, body, headers, "application/json" if header_length is None else BINARY)
 
     async def generate(self, request: Request, call: Call) -> Response:
         """Triton's generate extension: one JSON member per input, one per output."""
-        inference = self._generate_request(request, call)
+        inference = await self._generate_request(request, call)
         if self._pipeline.pool.signature(inference.model, inference.version).decoupled:
             results = [result async for result in self._pipeline.stream(call, inference)]
             if len(results) != 1:
@@ -242,34 +255,24 @@ class KserveHttp:
 
     async def generate_stream(self, request: Request, call: Call) -> Response:
         """The same as server-sent events; an error after the first event is an event too."""
-        inference = self._generate_request(request, call)
+        inference = await self._generate_request(request, call)
         if self._pipeline.pool.signature(inference.model, inference.version).decoupled:
             results = self._pipeline.stream(call, inference)
         else:
             results = _once(await self._pipeline.infer(call, inference))
         return Response(200, _events(results), media_type="text/event-stream")
 
-    def _generate_request(self, request: Request, call: Call) -> InferenceRequest:
+    async def _generate_request(self, request: Request, call: Call) -> InferenceRequest:
         model, version = self._model(request, call)
         signature = self._pipeline.pool.signature(model, version)
-        body = decode_json(request.body, dict[str, Any])
-        options = body.pop("parameters", {})
-        identity = body.pop("id", "")
-        if not isinstance(options, dict) or not isinstance(identity, str):
-            raise Invalid("id must be a string and parameters an object")
-        twice = body.keys() & options.keys()
-        if twice:
-            raise Invalid(f"{min(twice)!r} stands in the body and in parameters", param=min(twice))
-        members = body | options
-        others = {name: members.pop(name) for name in [*members] if name not in signature.inputs}
-        for name, value in others.items():
-            if isinstance(value, list | dict):
-                raise Invalid(f"the model has no input {name!r}", param=name)
-        parameters, priority, timeout_us = clean_parameters(others)
+        asked, timeout_us = await self._pipeline.prepared(
+            call,
+            lambda: decode_generate(model, version, request.body, signature),
+            long=len(request.body) > LONG_BODY,
+        )
         if timeout_us:
             self._pipeline.set_timeout(call, timeout_us / 1e6)
-        tensors = tuple(_plain_tensor(signature, signature.inputs[name], value) for name, value in members.items())
-        return InferenceRequest(model, tensors, version, id=identity, parameters=parameters, priority=priority)
+        return asked
 
 
 def _typed(handler: Handler) -> Handler:
@@ -287,31 +290,51 @@ def _json(value: Any) -> Response:
     return Response(200, msgspec.json.encode(value))
 
 
-def _compressed(body: bytes, accepted: str, headers: dict[str, str]) -> bytes:
+async def _compressed(body: bytes, accepted: str, headers: dict[str, str]) -> bytes:
     """``body``, compressed if the client asks for one encoding and nothing else, as tritonclient does."""
-    wanted = accepted.strip().lower()
-    if wanted == "gzip":
-        headers["Content-Encoding"] = "gzip"
-        return gzip.compress(body, 1)
-    if wanted == "deflate":
-        headers["Content-Encoding"] = "deflate"
-        return zlib.compress(body, 1)
-    return body
+    compress = _COMPRESSIONS.get(accepted.strip().lower())
+    if compress is None:
+        return body
+    headers["Content-Encoding"] = accepted.strip().lower()
+    return compress(body, 1) if len(body) < _IN_THREAD_BYTES else await asyncio.to_thread(compress, body, 1)
+
+
+_COMPRESSIONS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
+_IN_THREAD_BYTES = 64 * 1024
+"""Answers from here on are compressed in a thread (about 2 ms)."""
+
+
+def decode_generate(model: str, version: str, raw: bytes, signature: Signature) -> tuple[InferenceRequest, int | None]:
+    """The request that the body ``raw`` of Triton's generate extension is, and its timeout in µs.
+
+    Raises ``Malformed`` and ``Invalid``.
+    """
+    body = decode_json(raw, dict[str, Any])
+    options = body.pop("parameters", {})
+    identity = body.pop("id", "")
+    if not isinstance(options, dict) or not isinstance(identity, str):
+        raise Invalid("id must be a string and parameters an object")
+    twice = body.keys() & options.keys()
+    if twice:
+        raise Invalid(f"{min(twice)!r} stands in the body and in parameters", param=min(twice))
+    members = body | options
+    others = {name: members.pop(name) for name in [*members] if name not in signature.inputs}
+    for name, value in others.items():
+        if isinstance(value, list | dict):
+            raise Invalid(f"the model has no input {name!r}", param=name)
+    parameters, priority, timeout_us = clean_parameters(others)
+    tensors = tuple(_plain_tensor(signature, signature.inputs[name], value) for name, value in members.items())
+    request = InferenceRequest(model, tensors, version, id=identity, parameters=parameters, priority=priority)
+    return request, timeout_us
 
 
 def _plain_tensor(signature: Signature, spec: TensorSignature, value: Any) -> Tensor:
     values = value if isinstance(value, list) else [value]
-    shape = (1, len(values)) if signature.max_batch_size > 0 else (len(values),)
-    if spec.datatype == "BF16":
-        raise Invalid(f"{spec.name!r} takes BF16, which has no JSON form", param=spec.name)
-    if spec.datatype == "BYTES":
-        if not all(isinstance(item, str) for item in values):
-            raise Invalid(f"{spec.name!r} takes BYTES values", param=spec.name)
-        return Tensor(spec.name, "BYTES", shape, encode_bytes(values))
-    array = numbers(values, spec.datatype, spec.name)
-    if array.ndim != 1:
+    if values and isinstance(values[0], list):
         raise Invalid(f"{spec.name!r} takes one value or a flat list", param=spec.name)
-    return from_numpy(spec.name, array.reshape(shape))
+    shape = (1, len(values)) if signature.max_batch_size > 0 else (len(values),)
+    count = signature.expect(spec.name, spec.datatype, shape)
+    return Tensor(spec.name, spec.datatype, shape, raw_data(values, spec.datatype, spec.name, count))  # type: ignore[arg-type]
 
 
 def _generated(result: InferenceResult) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.dialects.json_schema import nullable
+
 _TEXT: dict[str, Any] = {"type": "string"}
 _DATATYPES = [
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -27,14 +29,17 @@ _PARAMETERS: dict[str, Any] = {
 ERROR: dict[str, Any] = {"type": "object", "required": ["error"], "properties": {"error": _TEXT}}
 
 
+_HINT: dict[str, Any] = {"type": "string", "description": "Of KServe's and MLServer's clients; changes nothing."}
+
+
 def _object(required: list[str], **properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": required, "additionalProperties": False, "properties": properties}
 
 
 INFER: dict[str, Any] = _object(
     ["inputs"],
-    id=_TEXT,
-    parameters=_PARAMETERS,
+    **nullable({"id": _TEXT, "parameters": _PARAMETERS}),
+    model_name={"type": ["string", "null"], "description": "The model of the path, if any."},
     inputs={
         "type": "array",
         "items": _object(
@@ -43,21 +48,32 @@ INFER: dict[str, Any] = _object(
             shape=_SHAPE,
             datatype=_DATATYPE,
             data=_DATA,
-            parameters=_object([], binary_data_size={"type": "integer", "minimum": 0}),
-        ),
-    },
-    outputs={
-        "type": "array",
-        "items": _object(
-            ["name"],
-            name=_TEXT,
-            parameters=_object(
-                [],
-                binary_data={"type": "boolean", "default": False},
-                classification={"type": "integer", "minimum": 0, "maximum": 100_000},
+            **nullable(
+                {"parameters": _object([], binary_data_size={"type": "integer", "minimum": 0}, content_type=_HINT)}
             ),
         ),
     },
+    **nullable(
+        {
+            "outputs": {
+                "type": "array",
+                "items": _object(
+                    ["name"],
+                    name=_TEXT,
+                    **nullable(
+                        {
+                            "parameters": _object(
+                                [],
+                                binary_data={"type": "boolean", "default": False},
+                                classification={"type": "integer", "minimum": 0, "maximum": 100_000},
+                                content_type=_HINT,
+                            )
+                        }
+                    ),
+                ),
+            }
+        }
+    ),
 )
 INFER_EXAMPLE: dict[str, Any] = {
     "id": "1",
@@ -151,7 +167,7 @@ STATISTICS: dict[str, Any] = {
         }
     },
 }
-INDEX: dict[str, Any] = {"type": "object", "properties": {"ready": {"type": "boolean", "default": False}}}
+INDEX: dict[str, Any] = _object([], ready={"type": "boolean", "default": False})
 INDEX_ANSWER: dict[str, Any] = {
     "type": "array",
     "items": {

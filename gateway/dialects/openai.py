@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.catalog import ModelCard
+from gateway.dialects.body import LONG_BODY
 from gateway.dialects.http import Request, Response, Route
 from gateway.dialects.json import decode_json, encode
 from gateway.dialects.json_schema import nullable
@@ -98,7 +99,11 @@ class OpenAI:
 
     async def embeddings(self, request: Request, call: Call) -> Response:
         """``POST /v1/embeddings``."""
-        asked = decode_embeddings(request.body, request.content_type)
+        asked = await self._pipeline.prepared(
+            call,
+            lambda: decode_embeddings(request.body, request.content_type),
+            long=len(request.body) > LONG_BODY,
+        )
         card = self._pipeline.card(call, asked.model)
         if EMBEDDING_TASK not in task_names(card):
             raise NotFound("this model makes no embeddings", param="model")

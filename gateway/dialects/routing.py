@@ -37,7 +37,7 @@ class Router:
                 self._add(dialect, route)
 
     def _add(self, dialect: Dialect, route: Route) -> None:
-        segments = route.path.strip("/").split("/")
+        segments = route.path[1:].split("/")  # an empty one at the end: the path ends with a slash
         self._by_prefix.setdefault(segments[0], dialect)
         node = self._root
         for segment in segments:

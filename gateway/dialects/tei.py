@@ -7,7 +7,6 @@ Errors are ``{"error", "error_type"}``; they keep the gateway's status where TEI
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 from gateway.catalog import ModelCard, TextPreprocessing
 from gateway.dialects import tei_codec as codec
 from gateway.dialects import tei_schemas as schemas
+from gateway.dialects.body import LONG_BODY
 from gateway.dialects.http import Request, Response, Route
 from gateway.dialects.json import encode
 from gateway.dialects.openai import EMBEDDINGS_ANSWER, decode_embeddings, encode_embeddings, run_embeddings
@@ -23,7 +23,7 @@ from gateway.errors import GatewayError, NotFound, Unavailable
 from gateway.pipeline import Pipeline
 from gateway.tasks import task_names
 from gateway.tasks.answers import Embeddings, Labels, Similarities, TokenEmbeddings
-from gateway.tasks.base import EmptyInput
+from gateway.tasks.inputs import EmptyInput
 from gateway.tasks.text import TextEncoder
 from gateway.tasks.text_task import TextTask, characters
 from gateway.types import Call
@@ -62,6 +62,7 @@ class Tei:
 
         routes = [
             post("", self._own, "The model's own task", schemas.OWN, schemas.OWN_ANSWER),
+            post("/", self._own, "The model's own task", schemas.OWN, schemas.OWN_ANSWER),
             post("/invocations", self._own, "The model's own task", schemas.OWN, schemas.OWN_ANSWER),
             post("/embed", self._embed, "Sentence embeddings", schemas.EMBED, schemas.VECTORS),
             post("/embed_all", self._embed_all, "Token embeddings", schemas.EMBED_ALL, schemas.MATRICES),
@@ -125,6 +126,11 @@ class Tei:
             raise NotFound(f"the model does not serve the task {task}", param="model")
         return await self._pipeline.run_task(call, card.name, task, inputs, options)
 
+    async def _read(self, call: Call, request: Request, kind: type[codec.BodyType]) -> codec.BodyType:
+        return await self._pipeline.prepared(
+            call, lambda: codec.decode_body(request, kind), long=len(request.body) > LONG_BODY
+        )
+
     async def _own(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:
         own = {EMBEDDING_TASK: self._embed, CLASSIFICATION_TASK: self._predict}.get(card.recipe.task or "")
         if own is None:
@@ -132,12 +138,12 @@ class Tei:
         return await own(card, request, call)
 
     async def _embed(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:
-        asked = codec.decode_body(request, codec.EmbedBody)
+        asked = await self._read(call, request, codec.EmbedBody)
         answer: Embeddings = await self._run(card, EMBEDDING_TASK, asked.inputs, asked.options(), call)
         return encode(answer.vectors.tolist()), characters(asked.inputs)
 
     async def _embed_all(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:
-        asked = codec.decode_body(request, codec.EmbedAllBody)
+        asked = await self._read(call, request, codec.EmbedAllBody)
         answer: TokenEmbeddings = await self._run(card, EMBEDDING_TASK, asked.inputs, asked.options(), call)
         return encode([matrix.tolist() for matrix in answer.items]), characters(asked.inputs)
 
@@ -145,13 +151,13 @@ class Tei:
         raise NotFound("the model makes no sparse embeddings", param="model")
 
     async def _predict(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:
-        asked = codec.decode_body(request, codec.PredictBody)
+        asked = await self._read(call, request, codec.PredictBody)
         inputs, single = codec.predict_inputs(asked.inputs)
         answer: Labels = await self._run(card, CLASSIFICATION_TASK, inputs, asked.options(), call)
         return encode(answer.items[0] if single else answer.items), characters(inputs)
 
     async def _rerank(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:
-        asked = codec.decode_body(request, codec.RerankBody)
+        asked = await self._read(call, request, codec.RerankBody)
         if codec.is_cross_encoder(card):
             pairs = [{"text": asked.query, "text_pair": text} for text in asked.texts]
             options = {"truncation": asked.truncate, "function_to_apply": "none" if asked.raw_scores else "sigmoid"}
@@ -165,12 +171,16 @@ class Tei:
         return encode(codec.ranks(scores, asked.texts if asked.return_text else None)), size
 
     async def _similarity(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:
-        asked = codec.decode_body(request, codec.SimilarityBody)
+        asked = await self._read(call, request, codec.SimilarityBody)
         answer: Similarities = await self._run(card, "sentence-similarity", asked.inputs, asked.options(), call)
         return encode(answer.scores), characters(asked.inputs)
 
     async def _openai(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:
-        asked = decode_embeddings(request.body, request.content_type, model=card.name)
+        asked = await self._pipeline.prepared(
+            call,
+            lambda: decode_embeddings(request.body, request.content_type, model=card.name),
+            long=len(request.body) > LONG_BODY,
+        )
         if EMBEDDING_TASK not in task_names(card):
             raise NotFound("this model makes no embeddings", param="model")
         answer = await run_embeddings(self._pipeline, call, card, asked)
@@ -179,14 +189,21 @@ class Tei:
 
     # --- the tokenizer alone
 
-    async def _tokenize(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:  # noqa: ARG002
-        asked = codec.decode_body(request, codec.TokenizeBody)
-        tokens = await _aside(characters(asked.inputs), codec.tokenize, await self._encoder(card), asked)
-        return encode(tokens), characters(asked.inputs)
+    async def _tokenize(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:
+        asked = await self._read(call, request, codec.TokenizeBody)
+        size = characters(asked.inputs)
+        encoder = await self._encoder(card)
+        call.model = card.name
+        body = await self._pipeline.admitted(call, lambda: codec.tokenize(encoder, asked), long=size > codec.SHORT)
+        return body, size
 
-    async def _decode(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:  # noqa: ARG002
-        asked = codec.decode_body(request, codec.DecodeBody)
-        texts = await _aside(characters(asked.ids), codec.decode_ids, await self._encoder(card), asked)
+    async def _decode(self, card: ModelCard, request: Request, call: Call) -> tuple[bytes, int]:
+        asked = await self._read(call, request, codec.DecodeBody)
+        encoder = await self._encoder(card)
+        call.model = card.name
+        texts = await self._pipeline.admitted(
+            call, lambda: codec.decode_ids(encoder, asked), long=characters(asked.ids) > codec.SHORT
+        )
         return encode(texts), sum(map(len, texts))
 
     async def _encoder(self, card: ModelCard) -> TextEncoder:
@@ -195,15 +212,6 @@ class Tei:
         if not isinstance(task, TextTask):
             raise NotFound("the model has no tokenizer", param="model")
         return task.encoder
-
-
-async def _aside(
-    size: int, work: Callable[[TextEncoder, Any], list[Any]], encoder: TextEncoder, asked: Any
-) -> list[Any]:
-    """``work`` here if it is short, in a thread if it would hold up the event loop."""
-    if size <= codec.SHORT:
-        return work(encoder, asked)
-    return await asyncio.get_running_loop().run_in_executor(None, work, encoder, asked)
 
 
 def describe(card: ModelCard, pipeline: Pipeline, version: str) -> dict[str, Any]:

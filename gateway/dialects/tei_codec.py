@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.catalog import ModelCard
 from gateway.dialects.http import Request
-from gateway.dialects.json import decode
+from gateway.dialects.json import decode, encode
 from gateway.errors import (
     BadUpstream,
     DeadlineExceeded,
@@ -20,7 +20,7 @@ from gateway.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from gateway.tasks.base import EmptyInput
+from gateway.tasks.inputs import EmptyInput
 from gateway.tasks.options import parse_fields
 from gateway.tasks.rows import role
 from gateway.tasks.text import LONG_TEXT, TextEncoder
@@ -174,24 +174,26 @@ def ranks(scores: Sequence[float], texts: Sequence[str] | None) -> list[dict[str
     ]
 
 
-def tokenize(encoder: TextEncoder, asked: TokenizeBody) -> list[list[dict[str, Any]]]:
-    """Tokens of each text: id, text, whether special, characters from ``start`` to ``stop``."""
+def tokenize(encoder: TextEncoder, asked: TokenizeBody) -> bytes:
+    """The answer: of each text its tokens with id, text, whether special, characters from ``start`` to ``stop``.
+
+    Written text by text: the tokens of all are far more than what is written of them.
+    """
     texts = encoder.check_all([asked.inputs] if isinstance(asked.inputs, str) else asked.inputs)
     prompt = encoder.prompt(asked.prompt_name)
-    tokens = []
-    for text in texts:
-        whole = prompt + text
-        encoding = encoder.tokenizer.encode(whole, add_special_tokens=asked.add_special_tokens)
-        parts = zip(encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
-        tokens.append(
-            [
-                {"id": token_id, "text": token, "special": True, "start": None, "stop": None}
-                if special
-                else {"id": token_id, "text": whole[start:stop], "special": False, "start": start, "stop": stop}
-                for token_id, token, (start, stop), special in parts
-            ]
-        )
-    return tokens
+    written = (encode(_tokens(encoder, prompt + text, special=asked.add_special_tokens)) for text in texts)
+    return b"[" + b",".join(written) + b"]"
+
+
+def _tokens(encoder: TextEncoder, text: str, *, special: bool) -> list[dict[str, Any]]:
+    encoding = encoder.tokenizer.encode(text, add_special_tokens=special)
+    parts = zip(encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
+    return [
+        {"id": token_id, "text": token, "special": True, "start": None, "stop": None}
+        if is_special
+        else {"id": token_id, "text": text[start:stop], "special": False, "start": start, "stop": stop}
+        for token_id, token, (start, stop), is_special in parts
+    ]
 
 
 def decode_ids(encoder: TextEncoder, asked: DecodeBody) -> list[str]:
@@ -202,6 +204,7 @@ def decode_ids(encoder: TextEncoder, asked: DecodeBody) -> list[str]:
         if not isinstance(ids, list):
             raise Invalid("ids must be a list of token ids, or a list of such lists", param="ids")
         encoder.check_ids(ids, "ids")
+    encoder.check_total(lists, "ids")
     texts: list[str] = encoder.tokenizer.decode_batch(lists, skip_special_tokens=asked.skip_special_tokens)
     return texts
 

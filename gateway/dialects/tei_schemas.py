@@ -160,6 +160,7 @@ _INPUTS: dict[str, Any] = {"inputs": ["one text", "another"]}
 _SENTENCES = {"source_sentence": "one text", "sentences": ["another", "a third"]}
 EXAMPLES: dict[str, Any] = {
     "": _INPUTS,
+    "/": _INPUTS,
     "/invocations": _INPUTS,
     "/embed": _INPUTS,
     "/embed_all": {"inputs": "one text"},

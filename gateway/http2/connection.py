@@ -104,6 +104,10 @@ class Connection(asyncio.Protocol):
         if self._outlet is not None:
             self._outlet.write(data)
 
+    def trust(self) -> None:
+        """A caller that is known has called: what its header blocks mean is kept."""
+        self._reader.keeps = True
+
     @property
     def full(self) -> bool:
         """Whether what is to be sent must wait."""

@@ -37,6 +37,8 @@ class HeaderReader(Generic[Head]):
         self._make = make
         self._decoder = hpack.Decoder(max_header_list_size=MAX_READ_BYTES)
         self._kept: dict[bytes, Head] = {}
+        self.keeps = False
+        """Whether what was made of a block is kept: memory that not everybody who can connect may fill."""
 
     def read(self, block: bytes) -> Head:
         """What ``make`` made of the block. Raises :class:`ConnectionFault`."""
@@ -53,7 +55,7 @@ class HeaderReader(Generic[Head]):
         made = self._make(fields)
         if not _same(self._table(), before):
             self._kept.clear()
-        elif len(block) <= _KEPT_BYTES:
+        elif self.keeps and len(block) <= _KEPT_BYTES:
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
             self._kept[block] = made

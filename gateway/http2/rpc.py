@@ -99,6 +99,12 @@ def read_head(fields: Fields) -> Head:
 
 Unary = Callable[["RpcStream", bytes], Awaitable[bytes]]
 Streaming = Callable[["RpcStream", AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
+Admit = Callable[["RpcStream"], Awaitable[bool]]
+
+
+async def everybody(_stream: RpcStream) -> bool:
+    """Admits all calls, as those of callers who are known."""
+    return True
 
 
 @dataclass(slots=True, frozen=True)
@@ -109,6 +115,11 @@ class Methods:
 
     unary: Mapping[str, Unary]
     streaming: Mapping[str, Streaming]
+    admit: Admit = everybody
+    """Awaited when a call's headers are there, before more of its message is taken than one window, or any of it
+    inflated; raises :class:`StatusError` for who may not call. Says whether the caller is known: of others nothing
+    is kept from one call to the next.
+    """
 
 
 class RpcStream(Stream):
@@ -121,6 +132,9 @@ class RpcStream(Stream):
         self.head = head
         self.trailers: Trailers = ()
         """Sent with the status OK; set by the handler."""
+        self.context: Any = None
+        """What ``admit`` leaves for the handler."""
+        self.admitted = False
         self._max_message_bytes = max_message_bytes
         self._buffer = bytearray()
         self._messages: deque[tuple[bool, bytes]] = deque()
@@ -129,9 +143,12 @@ class RpcStream(Stream):
         self._task: asyncio.Task[None] | None = None
         self._head_sent = False
         self._since: float | None = None
+        self._admit = methods.admit
         self._unary = methods.unary.get(head.path)
         if self._unary is None or head.broken or head.refusal or head.too_large:
             self._begin_other(methods.streaming.get(head.path))
+        else:
+            self._start(self._run_unary(self._unary))
 
     @property
     def peer(self) -> str:
@@ -222,15 +239,13 @@ class RpcStream(Stream):
         return plain
 
     def on_end(self) -> None:
-        """Run a unary call; tell a streaming one."""
+        """Tell the handler."""
         if self._buffer:
             self.fail(grpc.StatusCode.INTERNAL, "a message ends too early")
-        elif self._unary is None:
-            self._wake()
-        elif len(self._messages) != 1:
+        elif self._unary is not None and len(self._messages) != 1:
             self.fail(grpc.StatusCode.INTERNAL, "one message was expected")
         else:
-            self._start(self._run_unary(self._unary, *self._messages.popleft()))
+            self._wake()
 
     def on_reset(self) -> None:
         """Cancel what is done for it."""
@@ -242,8 +257,8 @@ class RpcStream(Stream):
 
     @property
     def wants_more(self) -> bool:
-        """Part of a message is there, and none that is whole."""
-        return not self._messages
+        """Part of a message is there, and none that is whole; of who is not admitted nothing more is wanted."""
+        return self.admitted and not self._messages
 
     def check(self, now: float) -> None:
         """End a call whose message is late, or a stream whose deadline has passed."""
@@ -275,8 +290,21 @@ class RpcStream(Stream):
     def _over(self, _task: asyncio.Task[None]) -> None:
         self.connection.orphans -= 1
 
-    async def _run_unary(self, handle: Unary, compressed: bool, message: bytes) -> None:
+    async def _enter(self) -> None:
+        """Wait until the call is admitted. Raises :class:`StatusError`."""
+        if await self._admit(self):
+            self.connection.trust()
+        self.admitted = True
+        if self.held and not self.ended:
+            self.connection.intake.extend(self)
+
+    async def _run_unary(self, handle: Unary) -> None:
         try:
+            await self._enter()
+            if not self.ended:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+            compressed, message = self._messages.popleft()
             reply = await handle(self, await self._plain(compressed, message) if compressed else message)
             self.release()
             size = len(reply)
@@ -296,6 +324,7 @@ class RpcStream(Stream):
     async def _run_streaming(self, handle: Streaming) -> None:
         replies = handle(self, self._received())
         try:
+            await self._enter()
             async for reply in replies:
                 self.send(None if self._head_sent else _HEAD, b"\0" + len(reply).to_bytes(4, "big") + reply)
                 self._head_sent = True

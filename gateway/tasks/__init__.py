@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from gateway.catalog import ModelCard
 from gateway.errors import NotFound
 from gateway.settings import Settings
-from gateway.tasks.base import Task
+from gateway.tasks.base import Shared, Task
 from gateway.tasks.feature_extraction import FeatureExtraction
 from gateway.tasks.image_classification import ImageClassification
 from gateway.tasks.question_answering import QuestionAnswering
 from gateway.tasks.sentence_similarity import SentenceSimilarity
-from gateway.tasks.text import Tokenizers
 from gateway.tasks.text_classification import TextClassification
 from gateway.tasks.token_classification import TokenClassification
 from gateway.tasks.translation import TranslationTask
@@ -41,13 +40,14 @@ def task_names(card: ModelCard) -> tuple[str, ...]:
     return _NAMES[card.recipe.task] if card.recipe.task is not None else ()
 
 
-def create_task(card: ModelCard, name: str, settings: Settings, tokenizers: Tokenizers | None = None) -> Task:
-    """The task called ``name`` on ``card``'s model; ``tokenizers`` lets models share theirs.
+def create_task(card: ModelCard, name: str, settings: Settings, shared: Shared | None = None) -> Task:
+    """The task called ``name`` on ``card``'s model; ``shared`` is what it has in common with others.
 
     Raises ``NotFound`` if the model does not serve it and ``ValueError`` for a recipe or tokenizer
     that the task cannot work with.
     """
+    common = shared or Shared()
     for task in TASKS:
         if task.name == name and card.recipe.task in task.serves:
-            return task(card, settings, tokenizers or Tokenizers())
+            return task(card, settings, common)
     raise NotFound(f"the model does not serve the task {name[:64]!r}", param="task")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from gateway.catalog import ModelCard
-from gateway.errors import Invalid
 from gateway.settings import Settings
+from gateway.tasks.picture_memory import PictureMemory
 from gateway.tasks.text import Tokenizers
 from gateway.types import Plan
 
 
-class EmptyInput(Invalid):
-    """A call without anything to work on: no texts, no pictures."""
+@dataclass(slots=True, frozen=True)
+class Shared:
+    """What the tasks of all models have in common."""
+
+    tokenizers: Tokenizers = field(default_factory=Tokenizers)
+    pictures: PictureMemory = field(default_factory=PictureMemory)
 
 
 class Task(ABC):
@@ -30,10 +35,10 @@ class Task(ABC):
     threaded: ClassVar[bool] = False
     """Whether :meth:`plan` is always too long for the event loop (images)."""
 
-    def __init__(self, card: ModelCard, settings: Settings, tokenizers: Tokenizers) -> None:
+    def __init__(self, card: ModelCard, settings: Settings, shared: Shared) -> None:
         self.card = card
         self.settings = settings
-        self.tokenizers = tokenizers
+        self.shared = shared
 
     @abstractmethod
     def plan(self, inputs: Any, options: Mapping[str, Any]) -> Plan:
@@ -43,17 +48,6 @@ class Task(ABC):
         (image format) and ``TooLarge`` (picture), with messages that may be shown.
         """
 
-    def is_long(self, inputs: Any) -> bool:  # noqa: ARG002 - not every task looks
-        """Whether planning ``inputs`` would hold up the event loop and belongs in a thread."""
+    def is_long(self, inputs: Any, options: Mapping[str, Any] | None = None) -> bool:  # noqa: ARG002 - not all look
+        """Whether planning ``inputs`` with ``options`` would hold up the event loop and belongs in a thread."""
         return self.threaded
-
-
-def as_list(inputs: Any, limit: int) -> tuple[list[Any], bool]:
-    """``inputs`` as a list, and whether it was a single one. Raises ``Invalid`` for none or too many."""
-    if not isinstance(inputs, list):
-        return [inputs], True
-    if not inputs:
-        raise EmptyInput("inputs is empty", param="inputs")
-    if len(inputs) > limit:
-        raise Invalid(f"inputs: {len(inputs)} items; at most {limit} are taken in one call", param="inputs")
-    return inputs, False

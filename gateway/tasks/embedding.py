@@ -10,9 +10,9 @@ from gateway.catalog import ModelCard
 from gateway.errors import BadUpstream
 from gateway.settings import Settings
 from gateway.tasks.answers import FloatArray
+from gateway.tasks.base import Shared
 from gateway.tasks.rows import Batch, Row
 from gateway.tasks.scores import finite
-from gateway.tasks.text import Tokenizers
 from gateway.tasks.text_task import TextTask
 from gateway.types import InferenceResult
 
@@ -24,8 +24,8 @@ class EmbeddingTask(TextTask):
 
     serves = frozenset({"feature-extraction"})
 
-    def __init__(self, card: ModelCard, settings: Settings, tokenizers: Tokenizers) -> None:
-        super().__init__(card, settings, tokenizers)
+    def __init__(self, card: ModelCard, settings: Settings, shared: Shared) -> None:
+        super().__init__(card, settings, shared)
         self._pooled = self.text_rows.outputs.get("sentence_embedding")
         self._tokens = self.text_rows.outputs.get("token_embeddings")
         if self._pooled is None and self._tokens is None:

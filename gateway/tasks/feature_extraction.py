@@ -9,8 +9,8 @@ import msgspec
 
 from gateway.errors import Invalid
 from gateway.tasks.answers import Embeddings, TokenEmbeddings
-from gateway.tasks.base import as_list
 from gateway.tasks.embedding import EmbeddingTask
+from gateway.tasks.inputs import as_list
 from gateway.tasks.options import Options, parse_options
 from gateway.tasks.rows import Row
 from gateway.tasks.scores import normalise

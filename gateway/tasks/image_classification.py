@@ -7,18 +7,19 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 import numpy as np
+from PIL.Image import Image
 
 from gateway.catalog import ImagePreprocessing, ModelCard
 from gateway.errors import BadUpstream, TooLarge
 from gateway.settings import Settings
 from gateway.tasks import scores
 from gateway.tasks.answers import Labels
-from gateway.tasks.base import Task, as_list
-from gateway.tasks.image import Pixels, model_pixels, open_picture, picture_bytes
+from gateway.tasks.base import Shared, Task
+from gateway.tasks.image import Pixels, decoding_bytes, model_pixels, open_picture, picture_bytes
+from gateway.tasks.inputs import as_list
 from gateway.tasks.options import Options, parse_options
 from gateway.tasks.rows import Batch, Group, role
 from gateway.tasks.scores import ScoreFunction
-from gateway.tasks.text import Tokenizers
 from gateway.triton.tensors import NUMPY_TYPES, from_numpy
 from gateway.types import InferenceRequest, InferenceResult, Plan, Units
 
@@ -40,8 +41,8 @@ class ImageClassification(Task):
     serves: ClassVar[frozenset[str]] = frozenset({"image-classification"})
     threaded: ClassVar[bool] = True
 
-    def __init__(self, card: ModelCard, settings: Settings, tokenizers: Tokenizers) -> None:
-        super().__init__(card, settings, tokenizers)
+    def __init__(self, card: ModelCard, settings: Settings, shared: Shared) -> None:
+        super().__init__(card, settings, shared)
         preprocessing = card.recipe.preprocessing
         if not isinstance(preprocessing, ImagePreprocessing) or len(card.recipe.inputs) != 1:
             raise ValueError(f"model {card.name}: its recipe must have image preprocessing and one input")
@@ -56,14 +57,9 @@ class ImageClassification(Task):
         """One row a picture. Every header is read before the first picture is decoded."""
         chosen = parse_options(ImageClassificationOptions, options)
         items, single = as_list(inputs, self.settings.max_batch_items)
-        pictures = [open_picture(picture_bytes(item), self.settings.max_image_pixels) for item in items]
+        pictures = self._open(items)
         sent = sum(picture.width * picture.height for picture in pictures)
-        if sent > self.settings.max_call_pixels:
-            raise TooLarge(
-                f"the pictures have {sent} pixels; at most {self.settings.max_call_pixels} are taken in one call",
-                param="inputs",
-            )
-        batch = self._batch([model_pixels(picture, self._preprocessing) for picture in pictures], sent)
+        batch = self._batch(self._decode(pictures), sent)
 
         def finish(results: Sequence[InferenceResult]) -> Labels:
             logits = batch.fixed(results, self._logits)
@@ -75,6 +71,29 @@ class ImageClassification(Task):
             return Labels(scores.best_labels(scores.apply(function, logits), names, chosen.top_k), single)
 
         return Plan(batch.requests, batch.units, finish)
+
+    def _open(self, items: list[Any]) -> list[Image]:
+        pictures: list[Image] = []
+        sent = 0
+        for item in items:
+            picture = open_picture(picture_bytes(item), self.settings.max_image_pixels)
+            sent += picture.width * picture.height
+            if sent > self.settings.max_call_pixels:
+                most = self.settings.max_call_pixels
+                raise TooLarge(f"the pictures have more than the {most} pixels taken in one call", param="inputs")
+            pictures.append(picture)
+        return pictures
+
+    def _decode(self, pictures: list[Image]) -> list[Pixels]:
+        """What the model takes of each, in their order. Takes them out of the list: nothing else of one is kept
+        while the next is decoded, and a decoder may keep more than the picture.
+        """
+        decoded = []
+        pictures.reverse()
+        while pictures:
+            with self.shared.pictures.hold(decoding_bytes(pictures[-1], self._preprocessing)):
+                decoded.append(model_pixels(pictures.pop(), self._preprocessing))
+        return decoded
 
     def _batch(self, pixels: list[Pixels], sent: int) -> Batch:
         largest = self.card.recipe.max_batch_size

@@ -18,11 +18,12 @@ from gateway.catalog import ModelCard
 from gateway.errors import BadUpstream, Invalid
 from gateway.settings import Settings
 from gateway.tasks.answers import Answers, FloatArray, Span
-from gateway.tasks.base import as_list
+from gateway.tasks.base import Shared
+from gateway.tasks.inputs import as_list
 from gateway.tasks.options import Options, parse_options
 from gateway.tasks.rows import Array
 from gateway.tasks.scores import finite
-from gateway.tasks.text import Passage, Tokenizers, too_long
+from gateway.tasks.text import Passage, too_long
 from gateway.tasks.text_task import TextTask
 from gateway.types import InferenceResult, Plan
 
@@ -50,8 +51,8 @@ class QuestionAnswering(TextTask):
     name: ClassVar[str] = "question-answering"
     serves: ClassVar[frozenset[str]] = frozenset({"question-answering"})
 
-    def __init__(self, card: ModelCard, settings: Settings, tokenizers: Tokenizers) -> None:
-        super().__init__(card, settings, tokenizers)
+    def __init__(self, card: ModelCard, settings: Settings, shared: Shared) -> None:
+        super().__init__(card, settings, shared)
         self._start = self.text_rows.output("start_logits")
         self._end = self.text_rows.output("end_logits")
 

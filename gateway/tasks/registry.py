@@ -11,19 +11,19 @@ from gateway.catalog import ModelCard
 from gateway.errors import Unavailable
 from gateway.settings import Settings
 from gateway.tasks import create_task, task_names
-from gateway.tasks.base import Task
-from gateway.tasks.text import Tokenizers, has_validated_tokenizer
+from gateway.tasks.base import Shared, Task
+from gateway.tasks.text import has_validated_tokenizer
 
 log = structlog.get_logger(__name__)
 
 
 class Tasks:
-    """Tasks by model and name; models with one tokenizer share it."""
+    """Tasks by model and name; they share their tokenizers, and the memory for pictures."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._made: dict[tuple[str, str], Task] = {}
-        self._tokenizers = Tokenizers()
+        self._shared = Shared()
         self._making = asyncio.Lock()
 
     def prepare(self, cards: Iterable[ModelCard]) -> None:
@@ -56,5 +56,5 @@ class Tasks:
                 raise Unavailable("the model's files cannot be used", retry_after_s=30.0) from error
 
     def _make(self, card: ModelCard, name: str) -> Task:
-        task = self._made[card.name, name] = create_task(card, name, self._settings, self._tokenizers)
+        task = self._made[card.name, name] = create_task(card, name, self._settings, self._shared)
         return task

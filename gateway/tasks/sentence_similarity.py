@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from gateway.errors import Invalid
 from gateway.tasks.answers import Similarities
 from gateway.tasks.embedding import EmbeddingTask
+from gateway.tasks.inputs import as_list
 from gateway.tasks.options import Options, parse_options
 from gateway.tasks.scores import normalise
 from gateway.tasks.text import Direction
@@ -31,10 +32,11 @@ class SentenceSimilarity(EmbeddingTask):
         chosen = parse_options(SentenceSimilarityOptions, options)
         if not isinstance(inputs, dict) or inputs.keys() != {"source_sentence", "sentences"}:
             raise Invalid('inputs must be {"source_sentence": ..., "sentences": [...]}', param="inputs")
-        if not isinstance(inputs["sentences"], list) or not inputs["sentences"]:
+        sentences, single = as_list(inputs["sentences"], self.settings.max_batch_items, "sentences")
+        if single:
             raise Invalid("sentences must be a list of texts", param="sentences")
         self.encoder.check(inputs["source_sentence"], "source_sentence")
-        texts = self.encoder.check_all([inputs["source_sentence"], *inputs["sentences"]], "sentences")
+        texts = self.encoder.check_all([inputs["source_sentence"], *sentences], "sentences")
         rows = self.encoder.rows(
             texts, truncate=chosen.truncate, direction=chosen.truncation_direction, param="sentences"
         )

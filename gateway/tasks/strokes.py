@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 FAINTEST = 24
 """Grey levels between paper and stroke below which there is no stroke."""
-_LARGEST = 256
+LARGEST = 256
 """Pixels a side that are looked at; larger pictures are averaged down first."""
 _EDGE = 0.9
 """Where the edge of a picture begins, from its middle (0) to its border (1)."""
@@ -32,7 +32,7 @@ def normalise_strokes(image: Image.Image, size: tuple[int, int]) -> Pixels:
     """Grey ``image`` as uint8 ``size`` (height, width). A picture on a dark ground that already has
     ``size`` is taken as it is. Raises ``Invalid`` if there is no stroke.
     """
-    image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.BOX)
+    image.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
     grey = np.asarray(image.convert("L"))
     edge = np.concatenate((grey[0], grey[-1], grey[:, 0], grey[:, -1]))
     dark_ground = bool(np.median(edge) < 128)

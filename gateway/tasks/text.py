@@ -12,6 +12,7 @@ import numpy as np
 from gateway.catalog import ModelCard, TextPreprocessing, file_sha256
 from gateway.errors import Invalid
 from gateway.settings import Settings
+from gateway.tasks.inputs import EmptyInput
 from gateway.tasks.rows import Row
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class TextEncoder:
     def check_count(self, count: int, param: str = "inputs") -> None:
         """Raises ``Invalid`` if ``count`` texts or windows are none, or too many for one call."""
         if count == 0:
-            raise Invalid(f"{param} is empty", param=param)
+            raise EmptyInput(f"{param} is empty", param=param)
         if count > self._settings.max_batch_items:
             raise Invalid(
                 f"{param}: {count} rows; at most {self._settings.max_batch_items} are taken in one call", param=param
@@ -129,7 +130,7 @@ class TextEncoder:
     def check_ids(self, ids: Sequence[Any], param: str = "inputs") -> None:
         """Raises ``Invalid`` unless ``ids`` are some of the vocabulary."""
         if not ids:
-            raise Invalid(f"{param} is empty", param=param)
+            raise EmptyInput(f"{param} is empty", param=param)
         if len(ids) > self._settings.max_text_chars:
             raise too_long(len(ids), self.max_length, param)
         if not all(type(value) is int and 0 <= value < self.vocabulary_size for value in ids):

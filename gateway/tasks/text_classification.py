@@ -12,11 +12,11 @@ from gateway.errors import BadUpstream, Invalid
 from gateway.settings import Settings
 from gateway.tasks import scores
 from gateway.tasks.answers import Labels
-from gateway.tasks.base import as_list
+from gateway.tasks.base import Shared
+from gateway.tasks.inputs import as_list
 from gateway.tasks.options import Options, parse_options
 from gateway.tasks.rows import Row
 from gateway.tasks.scores import ScoreFunction
-from gateway.tasks.text import Tokenizers
 from gateway.tasks.text_task import TextTask
 from gateway.types import InferenceResult, Plan
 
@@ -45,8 +45,8 @@ class TextClassification(TextTask):
     name: ClassVar[str] = "text-classification"
     serves: ClassVar[frozenset[str]] = frozenset({"text-classification"})
 
-    def __init__(self, card: ModelCard, settings: Settings, tokenizers: Tokenizers) -> None:
-        super().__init__(card, settings, tokenizers)
+    def __init__(self, card: ModelCard, settings: Settings, shared: Shared) -> None:
+        super().__init__(card, settings, shared)
         self._logits = self.text_rows.output("logits")
 
     def plan(self, inputs: Any, options: Mapping[str, Any]) -> Plan:

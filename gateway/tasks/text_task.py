@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.catalog import ModelCard
 from gateway.settings import Settings
-from gateway.tasks.base import Task
+from gateway.tasks.base import Shared, Task
 from gateway.tasks.rows import TextRows
-from gateway.tasks.text import LONG_TEXT, TextEncoder, Tokenizers
+from gateway.tasks.text import LONG_TEXT, TextEncoder
 
 
 class TextTask(Task):
     """A task whose inputs are texts."""
 
-    def __init__(self, card: ModelCard, settings: Settings, tokenizers: Tokenizers) -> None:
-        super().__init__(card, settings, tokenizers)
-        self.encoder = TextEncoder(card, settings, tokenizers)
+    def __init__(self, card: ModelCard, settings: Settings, shared: Shared) -> None:
+        super().__init__(card, settings, shared)
+        self.encoder = TextEncoder(card, settings, shared.tokenizers)
         self.text_rows = TextRows(card, self.encoder.preprocessing, settings)
 
-    def is_long(self, inputs: Any) -> bool:
+    def is_long(self, inputs: Any, options: Mapping[str, Any] | None = None) -> bool:  # noqa: ARG002
         """Many characters take milliseconds to tokenise."""
         return characters(inputs) > LONG_TEXT
 

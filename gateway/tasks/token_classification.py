@@ -14,10 +14,11 @@ from gateway.settings import Settings
 from gateway.tasks import scores
 from gateway.tasks.aggregation import Strategy, TokenScores, WordRule, entities_of_groups, entities_of_tokens
 from gateway.tasks.answers import Entities, Entity
-from gateway.tasks.base import as_list
+from gateway.tasks.base import Shared
+from gateway.tasks.inputs import as_list
 from gateway.tasks.options import Options, parse_options
 from gateway.tasks.rows import Array
-from gateway.tasks.text import Passage, Tokenizers
+from gateway.tasks.text import Passage
 from gateway.tasks.text_task import TextTask
 from gateway.types import InferenceResult, Plan
 
@@ -43,8 +44,8 @@ class TokenClassification(TextTask):
     name: ClassVar[str] = "token-classification"
     serves: ClassVar[frozenset[str]] = frozenset({"token-classification"})
 
-    def __init__(self, card: ModelCard, settings: Settings, tokenizers: Tokenizers) -> None:
-        super().__init__(card, settings, tokenizers)
+    def __init__(self, card: ModelCard, settings: Settings, shared: Shared) -> None:
+        super().__init__(card, settings, shared)
         self._logits = self.text_rows.output("logits")
         self._word_rule = WordRule.of(self.encoder.tokenizer)
 

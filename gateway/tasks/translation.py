@@ -12,10 +12,10 @@ from gateway.catalog import ModelCard
 from gateway.errors import BadUpstream, Invalid
 from gateway.settings import Settings
 from gateway.tasks.answers import Translation, Translations
-from gateway.tasks.base import as_list
+from gateway.tasks.base import Shared
+from gateway.tasks.inputs import as_list
 from gateway.tasks.options import Options, UnknownOptions, parse_options
 from gateway.tasks.scores import finite
-from gateway.tasks.text import Tokenizers
 from gateway.tasks.text_classification import Truncation, truncates
 from gateway.tasks.text_task import TextTask
 from gateway.types import InferenceResult, Plan
@@ -41,8 +41,8 @@ class TranslationTask(TextTask):
     name: ClassVar[str] = "translation"
     serves: ClassVar[frozenset[str]] = frozenset({"translation"})
 
-    def __init__(self, card: ModelCard, settings: Settings, tokenizers: Tokenizers) -> None:
-        super().__init__(card, settings, tokenizers)
+    def __init__(self, card: ModelCard, settings: Settings, shared: Shared) -> None:
+        super().__init__(card, settings, shared)
         self._ids = self.text_rows.output("output_ids")
         self._scores = self.text_rows.outputs.get("scores")
 

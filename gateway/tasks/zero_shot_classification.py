@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 
 from gateway.errors import Invalid
 from gateway.tasks.answers import Labels
-from gateway.tasks.base import as_list
 from gateway.tasks.embedding import EmbeddingTask
+from gateway.tasks.inputs import as_list
 from gateway.tasks.options import Options, parse_options
 from gateway.tasks.scores import best_labels, normalise, sigmoid, softmax
+from gateway.tasks.text import LONG_TEXT
 from gateway.tasks.text_classification import Truncation, truncates
+from gateway.tasks.text_task import characters
 from gateway.types import InferenceResult, Plan
 
 TEMPERATURE = 0.05
@@ -39,6 +41,12 @@ class ZeroShotClassification(EmbeddingTask):
 
     name: ClassVar[str] = "zero-shot-classification"
 
+    def is_long(self, inputs: Any, options: Mapping[str, Any] | None = None) -> bool:
+        """Labels are tokenised too."""
+        asked = options or {}
+        labels, template = asked.get("candidate_labels"), asked.get("hypothesis_template")
+        return characters(inputs) + characters(labels) + characters(template) > LONG_TEXT
+
     def plan(self, inputs: Any, options: Mapping[str, Any]) -> Plan:
         """One row a text and one a label: labels are encoded once, however many texts there are."""
         chosen = parse_options(ZeroShotClassificationOptions, options)
@@ -46,10 +54,12 @@ class ZeroShotClassification(EmbeddingTask):
         texts = self.encoder.check_all(items)
         labels = self._labels(chosen.candidate_labels)
         template = chosen.hypothesis_template or self.encoder.preprocessing.hypothesis_template
+        self.encoder.check_count(len(texts) + len(labels))
+        self.encoder.check(template, "hypothesis_template")
         if template.count("{}") != 1:
             raise Invalid("hypothesis_template must hold {} once, where the label goes", param="hypothesis_template")
+        self.encoder.check_total([template] * len(labels), "hypothesis_template")  # before it is written so often
         hypotheses = [template.replace("{}", label) for label in labels]
-        self.encoder.check_count(len(texts) + len(labels))
         self.encoder.check_all(hypotheses, "candidate_labels")
         truncate = truncates(chosen.truncation)
         rows = self.encoder.rows(texts, truncate=truncate) + self.encoder.rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError
+from gateway.settings import TritonAddress
 from gateway.triton.failures import NOT_CONNECTED, NotExecuted, is_refusal, translate_text
 from gateway.triton.http import HttpInference
 from gateway.triton.messages import decode_response, encode_request
@@ -31,6 +33,8 @@ _OPTIONS = (
 )
 _GRACE_S = 300.0
 
+logging.getLogger("grpc._common").setLevel(logging.CRITICAL)  # it would log a stack for every answer it cannot parse
+
 
 class TritonServer:
     """A Triton server at ``address``: ``host:port`` of its gRPC endpoint, or ``host:port/http_port``.
@@ -40,12 +44,19 @@ class TritonServer:
     """
 
     def __init__(self, address: str, connect_timeout_s: float = 2.0) -> None:
-        self.target, _, http_port = address.partition("/")
+        parsed = TritonAddress.parse(address)
+        self.target = parsed.target
         """host:port of the gRPC endpoint."""
-        host = self.target.rpartition(":")[0].strip("[]")
-        self._http = HttpInference(host, int(http_port), connect_timeout_s) if http_port else None
-        # What gRPC calls the least time between two attempts is also how long one of them may take.
-        self._options = (*_OPTIONS, ("grpc.min_reconnect_backoff_ms", int(connect_timeout_s * 1000)))
+        self._http = HttpInference(parsed.host, parsed.http_port, connect_timeout_s) if parsed.http_port else None
+        connect_ms = int(connect_timeout_s * 1000)
+        self._options = (
+            *_OPTIONS,
+            # What gRPC calls the least time between two attempts is also how long one of them may take.
+            ("grpc.min_reconnect_backoff_ms", connect_ms),
+            # A name server that does not answer would be waited for two minutes.
+            ("grpc.dns_ares_query_timeout", connect_ms),
+            ("grpc.dns_min_time_between_resolutions_ms", connect_ms),
+        )
         self._retired: set[asyncio.Task[None]] = set()
         self._open()
 
@@ -82,7 +93,7 @@ class TritonServer:
             return await self._http.infer(request, timeout_s, metadata)
         try:
             message = await self._stub.ModelInfer(encode_request(request), timeout=timeout_s, metadata=metadata)
-            return decode_response(message)
+            return decode_response(_parsed(message))
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
         except ValueError as error:
@@ -93,15 +104,16 @@ class TritonServer:
 
         Raises like :meth:`infer`; an error may come after results.
         """
-        message = encode_request(request)
-        message.parameters["triton_enable_empty_final_response"].bool_param = True
+        asked = encode_request(request)
+        asked.parameters["triton_enable_empty_final_response"].bool_param = True
 
         async def requests() -> AsyncIterator[pb.ModelInferRequest]:
-            yield message
+            yield asked
 
         call = self._stub.ModelStreamInfer(requests(), timeout=timeout_s)
         try:
-            async for reply in call:
+            async for message in call:
+                reply = _parsed(message)
                 if reply.error_message:
                     raise translate_text(reply.error_message)
                 final = reply.infer_response.parameters["triton_final_response"].bool_param
@@ -111,6 +123,10 @@ class TritonServer:
                     return
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
+        except ValueError as error:
+            raise BadUpstream("the inference server's answer could not be read") from error
+        else:
+            raise BadUpstream("the inference server's answer ended before its last part")
         finally:
             call.cancel()
 
@@ -148,9 +164,18 @@ class TritonServer:
 
     async def _call(self, method: str, message: Any, timeout_s: float) -> Any:
         try:
-            return await getattr(self._stub, method)(message, timeout=timeout_s)
+            return _parsed(await getattr(self._stub, method)(message, timeout=timeout_s))
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
+        except ValueError as error:
+            raise BadUpstream("the inference server's answer could not be read") from error
+
+
+def _parsed(message: Any) -> Any:
+    """``message``, which grpcio says is None where it cannot parse it. Raises ``ValueError``."""
+    if message is None:
+        raise ValueError("not the protocol")
+    return message
 
 
 def translate(error: grpc.aio.AioRpcError) -> GatewayError:

@@ -10,9 +10,11 @@ that nobody waits for any more is what makes an overloaded server collapse.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -42,22 +44,26 @@ class Coalescer:
         in_flight: int = 2,
         max_queue: int = 2048,
         shed: bool = True,
+        retry: bool = True,
         on_batch: Callable[[str, int, int], None] = lambda _model, _requests, _rows: None,
         servers: Callable[[str], int] = lambda _model: 1,
     ) -> None:
         """``in_flight`` Triton requests for a model of one instance on each of its ``servers(model)``, and one more
-        for every further instance.
+        for every further instance. ``retry``: execute the requests of a batch that the model failed on again, in
+        smaller batches, until the one that it fails on is alone; without it only those that are idempotent.
         """
         self._pool = pool
         self._enabled = enabled
         self._in_flight = in_flight
         self._max_queue = max_queue
         self._shed = shed
+        self._retry = retry
         self._on_batch = on_batch
         self._servers = servers
         self._queues: dict[str, ModelQueue] = {}
         self._paces = Paces()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._parts = itertools.count()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.shed: dict[str, int] = {}
         """Requests refused because the queue was full or too long for their deadline, by model."""
 
@@ -133,18 +139,17 @@ class Coalescer:
         if lane is None:
             lane = model.lanes[key] = Lane(key, signature.max_batch_size, self._paces.of(key))
         loop = asyncio.get_running_loop()
-        entry = Waiting(request, deadline_ns, loop.create_future())
+        entry = Waiting(request, deadline_ns, loop.create_future(), tenant)
         timer = None
         if deadline_ns is not None:
             timer = loop.call_later(max(0.0, _remaining(deadline_ns)), _expire, entry)
-        share = model.put(lane, entry, tenant)
+        model.put(lane, entry)
         try:
             return await entry.future
         finally:
             if timer is not None:
                 timer.cancel()
-            if entry.queued:  # given up: nobody waits behind it any more
-                model.unqueue(lane, share, entry)
+            model.unqueue(entry)  # if it was given up: nobody waits behind it any more
 
     def _check_wait(
         self,
@@ -184,12 +189,12 @@ class Coalescer:
         greediest = max(waiting, key=lambda name: waiting[name], default=tenant)
         if greediest == tenant or waiting[greediest] <= waiting.get(tenant, 0) + 1:
             raise self._refuse(model.name, 1.0)
-        lane, share = max(
+        _, share = max(
             (pair for pair in shares if pair[1].tenant.name == greediest), key=lambda pair: len(pair[1].waiting)
         )
         for entry in reversed(share.waiting):
             if not entry.gone:
-                model.unqueue(lane, share, entry)
+                model.unqueue(entry)
                 entry.future.set_exception(self._refuse(model.name, 1.0))
                 return
 
@@ -213,12 +218,7 @@ class Coalescer:
         try:
             results = await self._run(lane, batch)
         except (ModelFailed, Invalid) as error:
-            # The model refused the batch, so none of it was answered; one request must not spoil
-            # its neighbours' answers: each is tried alone.
-            if len(batch) == 1:
-                _fail(batch, error)
-            else:
-                await asyncio.gather(*(self._send_alone(lane, entry) for entry in batch))
+            self._divide(model, lane, batch, error)
         except GatewayError as error:
             _fail(batch, error)
         except asyncio.CancelledError:
@@ -233,14 +233,22 @@ class Coalescer:
         finally:
             self._landed(model)
 
-    async def _send_alone(self, lane: Lane, entry: Waiting) -> None:
-        try:
-            (result,) = await self._run(lane, [entry])
-        except GatewayError as error:
-            _fail([entry], error)
-        else:
-            if not entry.gone:
-                entry.future.set_result(result)
+    def _divide(self, model: ModelQueue, lane: Lane, batch: list[Waiting], error: GatewayError) -> None:
+        """One request must not spoil its neighbours' answers: let the halves of ``batch`` wait for their turns again.
+
+        None of it was answered. What was refused was not executed either; what failed may have been.
+        """
+        again = self._retry or isinstance(error, Invalid)
+        rest = [entry for entry in batch if again or entry.request.idempotent] if len(batch) > 1 else []
+        _fail([entry for entry in batch if entry not in rest], error)
+        middle = (len(rest) + 1) // 2
+        for half in (rest[:middle], rest[middle:]):
+            left = [entry for entry in half if not entry.gone]
+            if left:
+                key = (*lane.key, next(self._parts))  # nobody joins it
+                part = model.lanes[key] = Lane(key, sum(entry.request.rows for entry in left), lane.pace)
+                for entry in left:
+                    model.put(part, entry)
 
     async def _run(self, lane: Lane, batch: list[Waiting]) -> list[InferenceResult]:
         deadlines = [entry.deadline_ns for entry in batch]
@@ -276,6 +284,24 @@ class Coalescer:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class PatientCoalescer(Coalescer):
+    """Ends what it was given, though its caller may have gone: cancellation is switched off. Deadlines hold."""
+
+    async def infer(
+        self, request: InferenceRequest, signature: Signature, deadline_ns: int | None = None, tenant: str = ""
+    ) -> InferenceResult:
+        """The same; cancelling the caller ends nothing else."""
+        work = asyncio.ensure_future(super().infer(request, signature, deadline_ns, tenant))
+        self._tasks.add(work)
+        work.add_done_callback(self._over)
+        return await asyncio.shield(work)
+
+    def _over(self, work: asyncio.Task[InferenceResult]) -> None:
+        self._tasks.discard(work)
+        if not work.cancelled():
+            work.exception()  # its caller may not be there to hear of it
 
 
 def _join(requests: list[InferenceRequest]) -> InferenceRequest:

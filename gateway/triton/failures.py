@@ -15,7 +15,7 @@ from gateway.errors import BadUpstream, GatewayError, Invalid, NotFound, Unavail
 # The texts below are those of gRPC's core and of Triton 2.51 to 2.6x; an unknown one falls to the
 # careful side: "may have been executed".
 NOT_CONNECTED = re.compile(
-    r"failed to connect|connections to all backends failing|name resolution|empty address list", re.I
+    r"failed to connect|connections to all backends failing|name resolution|errors resolving|empty address list", re.I
 )
 _SHED = re.compile(r"exceeds maximum queue size|request timeout expired|queue.*(full|timeout)", re.I)
 _NOT_READY = re.compile(

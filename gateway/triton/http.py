@@ -92,6 +92,9 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        if self._done is None or self._done.done():  # nobody asked: the next one must not get it for an answer
+            self.abort()
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -108,7 +111,9 @@ class _Connection(asyncio.Protocol):
         self.status = self._parser.get_status_code()
         self.keep = self._parser.should_keep_alive()
         done, parts = self._done, self._parts
-        if done is not None and not done.done():
+        if done is None or done.done():  # a second answer right behind the first
+            self.abort()
+        else:
             done.set_result(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -122,6 +127,8 @@ class HttpInference:
 
     def __init__(self, host: str, port: int, connect_timeout_s: float) -> None:
         self._host, self._port = host, port
+        self._found: str | None = None
+        """The address that the host's name had when it was last connected to: a name server may be away."""
         self._connect_timeout_s = connect_timeout_s
         self._idle: list[_Connection] = []
         self._authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -143,7 +150,7 @@ class HttpInference:
 
         Raises :class:`NotExecuted`, or another :class:`~gateway.errors.GatewayError`.
         """
-        head = self._head(request, metadata)
+        head = self._head(request, timeout_s, metadata)
         connection = await self._connection()
         timer: asyncio.TimerHandle | None = None
         try:
@@ -191,16 +198,20 @@ class HttpInference:
                 return connection
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await asyncio.wait_for(
-                loop.create_connection(_Connection, self._host, self._port), self._connect_timeout_s
+            transport, connection = await asyncio.wait_for(
+                loop.create_connection(_Connection, self._found or self._host, self._port), self._connect_timeout_s
             )
         except (OSError, asyncio.TimeoutError) as error:
+            self._found = None  # it may be somewhere else now
             raise NotExecuted("the inference server cannot be reached", retry_after_s=1.0) from error
+        self._found = transport.get_extra_info("peername")[0]
         return connection
 
-    def _head(self, request: InferenceRequest, metadata: Iterable[tuple[str, str]]) -> bytes:
+    def _head(self, request: InferenceRequest, timeout_s: float | None, metadata: Iterable[tuple[str, str]]) -> bytes:
         """Everything in front of the tensors: the HTTP header and the JSON header."""
         parameters: dict[str, Any] = {**request.parameters, "binary_data_output": True}
+        if timeout_s is not None:  # obeyed by models whose queue policy allows it, and by nobody else
+            parameters["timeout"] = int(timeout_s * 1e6)
         if request.priority:
             parameters["priority"] = request.priority
         message: dict[str, Any] = {

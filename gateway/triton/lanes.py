@@ -26,8 +26,9 @@ class Waiting(msgspec.Struct, eq=False):
     request: InferenceRequest
     deadline_ns: int | None
     future: asyncio.Future[InferenceResult]
-    queued: bool = True
-    """Counted in its lane; no longer once it is sent or given up."""
+    tenant: str = ""
+    place: tuple[Lane, Share] | None = None
+    """Where it is counted; None once it is sent or given up."""
 
     @property
     def gone(self) -> bool:
@@ -95,8 +96,9 @@ class ModelQueue:
         self.tenants: dict[str, Tenant] = {}
         self._order = itertools.count()
 
-    def put(self, lane: Lane, entry: Waiting, tenant: str) -> Share:
-        """Let ``entry`` wait in ``lane``; returns the share that it is in."""
+    def put(self, lane: Lane, entry: Waiting) -> None:
+        """Let ``entry`` wait in ``lane``."""
+        tenant = entry.tenant
         share = lane.shares.get(tenant)
         if share is None:
             who = self.tenants.get(tenant)
@@ -109,11 +111,14 @@ class ModelQueue:
         share.rows += entry.request.rows
         lane.rows += entry.request.rows
         self.waiting += 1
-        return share
+        entry.place = (lane, share)
 
-    def unqueue(self, lane: Lane, share: Share, entry: Waiting) -> None:
-        """``entry`` waits no more; it leaves its share when its turn comes."""
-        entry.queued = False
+    def unqueue(self, entry: Waiting) -> None:
+        """``entry`` waits no more, if it did; it leaves its share when its turn comes."""
+        if entry.place is None:
+            return
+        lane, share = entry.place
+        entry.place = None
         share.rows -= entry.request.rows
         lane.rows -= entry.request.rows
         self.waiting -= 1
@@ -139,8 +144,7 @@ class ModelQueue:
             if not entry.gone and batch and rows + entry.request.rows > lane.max_rows:
                 break
             share.waiting.popleft()
-            if entry.queued:
-                self.unqueue(lane, share, entry)
+            self.unqueue(entry)
             who = share.tenant
             if not entry.gone:
                 batch.append(entry)
@@ -176,6 +180,11 @@ def lane_key(request: InferenceRequest) -> LaneKey:
         request.model,
         request.version,
         request.outputs,
-        tuple(sorted(request.parameters.items())) if request.parameters else (),
+        _parameters_key(request) if request.parameters else (),
         tuple([(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in request.inputs]),
     )
+
+
+def _parameters_key(request: InferenceRequest) -> tuple[object, ...]:
+    """With types: 1, 1.0 and True are equal to Python, and not to a model."""
+    return tuple(sorted((name, type(value).__name__, value) for name, value in request.parameters.items()))

@@ -17,9 +17,11 @@ import structlog
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.background import Background
-from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError, NotFound, Unavailable
+from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError, Invalid, NotFound, Unavailable
+from gateway.triton.answers import UnlikeSignature, check_answer, check_part
 from gateway.triton.client import TritonServer
 from gateway.triton.failures import DeviceFailed, ModelFailed, ModelNotReady, NotExecuted
+from gateway.triton.merging import MERGE
 from gateway.triton.signature import Signature, from_config
 from gateway.triton.statistics import ModelStatistics
 from gateway.types import InferenceRequest, InferenceResult
@@ -27,6 +29,8 @@ from gateway.types import InferenceRequest, InferenceResult
 log = structlog.get_logger(__name__)
 
 _MAX_EJECTION_S = 30.0
+_ROUND = 10
+"""Probes in which every model's configuration is asked for again: somebody else may have loaded it anew."""
 
 
 class Member:
@@ -39,11 +43,16 @@ class Member:
         """Consecutive ones, of inferences."""
         self.silent_probes = 0
         """Consecutive probes without an answer: from the first on, others are preferred."""
+        self.failed_probes = 0
+        """Those, and the ones that did not reach it."""
         self.ejections = 0
         self.ejected_until = 0.0
         self.answered_at = 0.0
         """When it last answered an inference (monotonic clock)."""
         self.ready: frozenset[tuple[str, str]] = frozenset()
+        self.doubted: set[str] = set()
+        """Models that did not take or give what their signatures say: the next probe asks for those again."""
+        self.probes = 0
         self._max_outstanding = max_outstanding
         self._allowance = max_outstanding
 
@@ -92,14 +101,24 @@ class Member:
         """It said that ``model`` is not ready: so it is, until a probe finds it again."""
         self.ready = frozenset(pair for pair in self.ready if pair[0] != model)
 
+    def due(self, ready: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+        """Which of the ``ready`` models this probe asks for again: all of them within a round, and the doubted ones."""
+        self.probes += 1
+        doubted, self.doubted = self.doubted, set()
+        turn = sorted(ready)[self.probes % _ROUND :: _ROUND]
+        return frozenset(turn).union(pair for pair in ready if pair[0] in doubted)
+
 
 class RetryBudget:
-    """Retries may be ``ratio`` of requests, and ``reserve`` of them at once: a failing fleet is not stormed."""
+    """Retries may be ``ratio`` of requests, and ``reserve`` of them at once: a failing fleet is not stormed.
+
+    Without a ratio there are none.
+    """
 
     def __init__(self, ratio: float, reserve: int = 10) -> None:
         self._ratio = ratio
-        self._reserve = float(reserve)
-        self._left = float(reserve)
+        self._reserve = float(reserve) if ratio > 0 else 0.0
+        self._left = self._reserve
 
     def deposit(self) -> None:
         """A request arrived."""
@@ -122,14 +141,18 @@ class Pool:
         *,
         connect_timeout_s: float = 2.0,
         health_interval_s: float = 1.0,
+        eject: bool = True,
         eject_after: int = 3,
         max_outstanding: int = 256,
         retry_ratio: float = 0.1,
     ) -> None:
+        """``eject``: let a server rest that fails ``eject_after`` times in a row; one that cannot be reached, or does
+        not answer as many probes, serves nothing in either case. ``retry_ratio``: see :class:`RetryBudget`.
+        """
         self.members = [Member(TritonServer(target, connect_timeout_s), max_outstanding) for target in targets]
         self._connect_timeout_s = connect_timeout_s
         self._health_interval_s = health_interval_s
-        self._eject_after = eject_after
+        self._eject, self._eject_after = eject, eject_after
         self._budget = RetryBudget(retry_ratio)
         self._signatures: dict[tuple[str, str], Signature] = {}
         self._newest: dict[str, str] = {}
@@ -210,6 +233,7 @@ class Pool:
         member.outstanding += 1
         try:
             async for result in member.server.stream(request, _remaining(deadline_ns)):
+                check_part(result, request, self._signatures.get((request.model, result.version)))
                 yield result
             member.succeeded()
         except GatewayError as error:
@@ -223,6 +247,7 @@ class Pool:
         member.outstanding += 1
         try:
             result = await member.server.infer(request, _remaining(deadline_ns), request.trace)
+            check_answer(result, request, self._signatures.get((request.model, result.version)))
         except GatewayError as error:
             self._account(member, error, request.model, sent_at)
             raise
@@ -240,6 +265,8 @@ class Pool:
         elif isinstance(error, NotExecuted):
             member.lost()
             self._forget_unready()
+        elif isinstance(error, Invalid | UnlikeSignature):
+            member.doubted.add(model)
         elif isinstance(error, DeviceFailed) or (isinstance(error, BadUpstream) and not isinstance(error, ModelFailed)):
             self._failed(member, now)
         elif isinstance(error, DeadlineExceeded):
@@ -251,7 +278,7 @@ class Pool:
         member.failures += 1
         resting = sum(now < other.ejected_until for other in self.members if other is not member)
         # Half of the servers at most: what all of them suffer from is no reason to do without all.
-        if member.failures >= self._eject_after and resting + 1 <= len(self.members) // 2:
+        if self._eject and member.failures >= self._eject_after and resting + 1 <= len(self.members) // 2:
             member.eject(now)
             log.warning("triton.ejected", server=member.name, seconds=round(member.ejected_until - now, 1))
 
@@ -280,10 +307,22 @@ class Pool:
     # --- everything else that Triton can be asked
 
     async def ask(self, method: str, message: Any, model: str = "", version: str = "", timeout_s: float = 10.0) -> Any:
-        """A metadata call on a server that has ``model`` ready (any server, if none is named)."""
+        """A metadata call on a server that has ``model`` ready (any server, if none is named).
+
+        What differs from server to server, statistics and the index, is asked of all of them and put together; one that
+        does not answer is left out. Raises a :class:`~gateway.errors.GatewayError`.
+        """
         members = [m for m in self.members if (_serves(m, model, version) if model else m.up)]
         if not members:
             raise Unavailable(f"model {model!r} is not ready" if model else "no server is ready", retry_after_s=1.0)
+        merge = MERGE.get(method)
+        if merge is not None and len(members) > 1:
+            calls = (member.server.ask(method, message, timeout_s) for member in members)
+            replies = await asyncio.gather(*calls, return_exceptions=True)
+            answered = [reply for reply in replies if not isinstance(reply, BaseException)]
+            if not answered:
+                raise next(reply for reply in replies if isinstance(reply, BaseException))
+            return merge(answered)
         members.sort(key=lambda member: member.silent_probes)  # stable
         for member in members[:-1]:
             with contextlib.suppress(Unavailable, BadUpstream, DeadlineExceeded):
@@ -323,20 +362,27 @@ class Pool:
         except NotExecuted:
             member.silent_probes = 0
             member.lost()
+            self._probe_failed(member)
         except GatewayError as error:
             member.silent_probes += 1
             log.warning("triton.probe_failed", server=member.name, error=error.code)
             if member.silent_probes % self._eject_after == 0:
                 member.lost()
-                member.server.reconnect()
+            self._probe_failed(member)
         else:
-            member.silent_probes = 0
-            await self._learn(member, ready, ready if relearn else ready - member.ready)
+            member.silent_probes = member.failed_probes = 0
+            await self._learn(member, ready, ready if relearn else (ready - member.ready) | member.due(ready))
             if ready and not member.ready:
                 log.info("triton.ready", server=member.name, models=len(ready))
                 member.ejected_until = 0.0
             member.ready = frozenset(pair for pair in ready if pair in self._signatures)
         self._forget_unready()
+
+    def _probe_failed(self, member: Member) -> None:
+        """Now and then begin anew: a connection may be dead, and a name's old address may be all that it knows."""
+        member.failed_probes += 1
+        if member.failed_probes % self._eject_after == 0:
+            member.server.reconnect()
 
     async def _learn(self, member: Member, ready: frozenset[tuple[str, str]], new: frozenset[tuple[str, str]]) -> None:
         """Ask for the signatures of ``new`` models; what is known of others stays in use meanwhile."""
@@ -347,7 +393,9 @@ class Pool:
                 reply = await member.server.ask(
                     "ModelConfig", pb.ModelConfigRequest(name=model, version=version), self._connect_timeout_s
                 )
-                self._signatures[model, version] = from_config(reply.config)
+                learned = from_config(reply.config)
+                if learned != self._signatures.get((model, version)):  # an equal one goes on with what it has found
+                    self._signatures[model, version] = learned
 
     def _forget_unready(self) -> None:
         served = {pair for member in self.members for pair in member.ready}

@@ -33,6 +33,8 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 ITEM_SIZE: dict[str, int] = {name: dtype.itemsize for name, dtype in NUMPY_TYPES.items()} | {"BF16": 2}
 """Bytes an element takes; BYTES has no fixed size."""
 
+_LENGTH = struct.Struct("<I")
+
 _DATATYPES: dict[str, Datatype] = {
     "b1": "BOOL", "u1": "UINT8", "u2": "UINT16", "u4": "UINT32", "u8": "UINT64",
     "i1": "INT8", "i2": "INT16", "i4": "INT32", "i8": "INT64", "f2": "FP16", "f4": "FP32", "f8": "FP64",
@@ -74,11 +76,28 @@ def from_numpy(name: str, array: Array) -> Tensor:
 
 def encode_bytes(elements: Sequence[bytes | str]) -> bytes:
     """BYTES elements: each a little-endian uint32 length and the bytes."""
-    parts: list[bytes] = []
+    encoded = bytearray()
     for element in elements:
         raw = element.encode() if isinstance(element, str) else element
-        parts += (struct.pack("<I", len(raw)), raw)
-    return b"".join(parts)
+        encoded += _LENGTH.pack(len(raw))
+        encoded += raw
+    return bytes(encoded)
+
+
+def count_bytes(data: bytes | bytearray | memoryview, limit: int) -> int:
+    """How many elements a BYTES tensor has; ``limit + 1`` where there are more: no further is looked.
+
+    Raises ``ValueError`` when a length runs past the end.
+    """
+    read, end, offset, count = _LENGTH.unpack_from, len(data), 0, 0
+    while offset < end and count <= limit:
+        if offset + 4 > end:
+            raise ValueError("truncated length of a BYTES element")
+        offset += 4 + read(data, offset)[0]
+        if offset > end:
+            raise ValueError("a BYTES element is longer than the tensor")
+        count += 1
+    return count
 
 
 def decode_bytes(data: bytes | bytearray | memoryview) -> list[bytes]:
@@ -87,7 +106,7 @@ def decode_bytes(data: bytes | bytearray | memoryview) -> list[bytes]:
     while offset < len(view):
         if offset + 4 > len(view):
             raise ValueError("truncated length of a BYTES element")
-        (length,) = struct.unpack_from("<I", view, offset)
+        (length,) = _LENGTH.unpack_from(view, offset)
         offset += 4
         if offset + length > len(view):
             raise ValueError("a BYTES element is longer than the tensor")
@@ -112,7 +131,7 @@ def split_rows(tensor: Tensor, rows: Sequence[int]) -> list[Tensor]:
             for _ in range(count * per_row):
                 if offset + 4 > len(view):
                     raise ValueError(f"{tensor.name}: fewer BYTES elements than its shape says")
-                offset += 4 + struct.unpack_from("<I", view, offset)[0]
+                offset += 4 + _LENGTH.unpack_from(view, offset)[0]
             ends.append(offset)
     else:
         row_bytes, done = len(view) // total if total else 0, 0

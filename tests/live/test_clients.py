@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
+import grpc
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -14,6 +17,8 @@ import tritonclient.http as httpclient
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.live
@@ -116,3 +121,40 @@ def test_tritonclient_grpc(stack: Any) -> None:
         with pytest.raises(InferenceServerException) as caught:
             client.infer("identity", [tensor])
         assert "UNAUTHENTICATED" in str(caught.value.status())
+
+
+def test_what_kserves_client_sends(stack: Any) -> None:
+    """``kserve.InferRequest.to_rest``, as it writes requests: always with the model's name, an id of its own, and
+    hints at content types where there are some.
+    """
+    row = [0.5] * 64
+    tensor = {"name": "INPUT", "shape": [1, 64], "datatype": "FP32", "parameters": {"content_type": "np"}}
+    plain = {
+        "id": "5d1e0bd8-7cd3-4b0c-8a3c-4c3a0c39f6d1", "model_name": "identity", "inputs": [{**tensor, "data": row}],
+        "outputs": [{"name": "OUTPUT", "parameters": {"content_type": "np"}}], "parameters": {"content_type": "np"},
+    }  # fmt: skip
+    sized = {**tensor, "parameters": {"binary_data_size": 256}}
+    head = json.dumps({"id": "1", "model_name": "identity", "inputs": [sized]}).encode()
+    raw = head + np.array(row, "<f4").tobytes()
+    with httpx.Client(base_url=stack.gateway_url, headers=stack.headers, timeout=60.0) as client:
+        path = "/v2/models/identity/infer"
+        empty = {"outputs": None, "parameters": None, "id": None}
+        for body in (
+            plain,
+            {"model_name": "identity", "inputs": [{**tensor, "parameters": None, "data": row}], **empty},
+        ):
+            answer = client.post(path, json=body)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["outputs"][0]["data"] == row
+        binary = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(head))}
+        answer = client.post(path, content=raw, headers=binary)
+        assert answer.status_code == 200, answer.text
+        assert client.post(path, json={**plain, "model_name": "digits"}).status_code == 422
+    message = pb.ModelInferRequest(model_name="identity", id="1")
+    wanted = message.inputs.add(name="INPUT", datatype="FP32", shape=[1, 64])
+    wanted.parameters["content_type"].string_param = "np"
+    wanted.contents.fp32_contents.extend(row)
+    with grpc.insecure_channel(stack.grpc_address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        reply = stub.ModelInfer(message, metadata=tuple(stack.headers.items()), timeout=60)
+        assert np.frombuffer(reply.raw_output_contents[0], "<f4").tolist() == row

@@ -113,6 +113,16 @@ def test_a_stream_that_breaks_is_not_billed_and_its_money_is_there_again(
     poll(lambda: tenant.billed() == [("failed", 0.0)] * 3 + [("completed", PRICE_USD)], 30, "the bill")
 
 
+def test_a_stream_that_its_client_leaves_half_way_is_billed(gateway: GatewayProcess, poll: Callable[..., None]) -> None:
+    tenant = Tenant(gateway, "leaver", streams=3)
+    with httpx.stream(
+        "POST", gateway.url + STREAM, json={"text_input": "word " * 20_000}, headers=tenant.headers, timeout=60
+    ) as answer:
+        next(answer.iter_raw())
+    poll(lambda: tenant.billed() == [("client_closed", PRICE_USD)], 30, "the bill")
+    poll(lambda: tenant.state() == (PRICE_USD, 0.0), 30, "the settled budget")
+
+
 def test_every_request_of_a_grpc_stream_is_settled_on_its_own(
     gateway: GatewayProcess, poll: Callable[..., None]
 ) -> None:

@@ -17,6 +17,7 @@ import uvicorn
 from gateway.catalog import Catalog
 from gateway.dialects.front import Front
 from gateway.dialects.huggingface import HuggingFace
+from gateway.dialects.kserve_http import KserveHttp
 from gateway.dialects.openai import OpenAI
 from gateway.dialects.tei import Tei
 from gateway.errors import GatewayError, Unauthenticated
@@ -44,16 +45,20 @@ class Keys:
 
 
 class Turnstile:
-    """Admits everybody, unless it is told what to refuse the next one with."""
+    """Admits everybody, unless it is told what to refuse the next one with: when it asks, or when it enters."""
 
     def __init__(self) -> None:
         self.refusal: GatewayError | None = None
+        self.early_refusal: GatewayError | None = None
+        self.entered = self.left = 0
 
     def max_timeout_s(self, principal: Principal) -> float | None:
         return None
 
     def check(self, call: Call) -> None:
-        pass
+        refusal, self.early_refusal = self.early_refusal, None
+        if refusal is not None:
+            raise refusal
 
     def max_priority(self, principal: Principal) -> int | None:
         return None
@@ -62,10 +67,11 @@ class Turnstile:
         refusal, self.refusal = self.refusal, None
         if refusal is not None:
             raise refusal
+        self.entered += 1
         return self
 
     def leave(self, call: Call) -> None:
-        pass
+        self.left += 1
 
 
 class Records:
@@ -78,7 +84,13 @@ class Records:
         pass
 
     async def finish(
-        self, call: Call, state: Literal["completed", "failed", "client_closed"], status: int, error: str | None
+        self,
+        call: Call,
+        state: Literal["completed", "failed", "client_closed"],
+        status: int,
+        error: str | None,
+        *,
+        delivered: bool = False,
     ) -> None:
         self.finished.append((call.model, state, call.units, status))
 
@@ -107,7 +119,9 @@ class Served:
             metrics=Metrics(),
             executor=self._executor,
         )
-        self.front = Front(pipeline, [HuggingFace(pipeline), OpenAI(pipeline), Tei(pipeline, "0.0.0")])
+        self.front = Front(
+            pipeline, [KserveHttp(pipeline, "0.0.0"), HuggingFace(pipeline), OpenAI(pipeline), Tei(pipeline, "0.0.0")]
+        )
 
     @contextmanager
     def running(self) -> Iterator[Served]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from typing import Any
 
 import msgspec
 import pytest
 
-from gateway.dialects.json import MAX_DEPTH, MAX_PARTS, decode, decode_json, encode
+from gateway.dialects.json import MAX_DEPTH, MAX_PARTS, MAX_VALUES, decode, decode_json, encode
 from gateway.errors import Invalid, Malformed, TooLarge
 
 
@@ -131,6 +132,22 @@ def test_too_many_parts(item: bytes) -> None:
         decode(b"[" + (item * (MAX_PARTS // parts + 1))[:-1] + b"]")
     assert len(decode(b"[" + b"1," * (2 * MAX_PARTS) + b"1]")) == 2 * MAX_PARTS + 1
     assert len(decode(b"[" + b"[]," * (MAX_PARTS - 2) + b"[]]")) == MAX_PARTS - 1
+
+
+@pytest.mark.parametrize("item", [b"1,", b'"",', b'"ab",', b"[1,2,3],", b'",",'])
+def test_too_many_values(item: bytes) -> None:
+    """Counted before any is made: two bytes make a number."""
+    many = -(-MAX_VALUES // item.count(b","))
+    body = b"[" + item * many + b"1]"
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge):
+            decode(body)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**20
+    assert decode(b"[" + item * (many - 1) + b"1]")
 
 
 def test_random_documents_agree_with_the_exact_check() -> None:

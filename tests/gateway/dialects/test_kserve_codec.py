@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from gateway.dialects.kserve_codec import Encoding, OutputForm, classify, decode_infer, encode_infer
+from gateway.dialects.kserve_codec import Encoding, OutputForm, classify, decode_infer, encode_infer, raw_data
+from gateway.dialects.kserve_http import decode_generate
 from gateway.errors import GatewayError, Invalid, Malformed
 from gateway.triton.signature import Signature, TensorSignature
 from gateway.triton.tensors import from_numpy, to_numpy
@@ -20,6 +22,11 @@ SIGNATURE = Signature(
 )
 TEXT = Signature("t", {"s": TensorSignature("s", "BYTES", (-1, 1))}, {}, 8)
 OPEN = Signature("o", {"x": TensorSignature("x", "INT64", (-1, -1))}, {}, 8)
+
+
+def taking(datatype: str, *shape: int, name: str = "x") -> Signature:
+    """A model with one input."""
+    return Signature("m", {name: TensorSignature(name, datatype, shape or (-1, 4))}, {}, 8 if not shape else 0)
 
 
 def decode(body: Any, header_length: str | None = None, signature: Signature = SIGNATURE) -> Any:
@@ -53,7 +60,8 @@ def test_binary_and_json_tensors_mix() -> None:
             ],
         }
     ).encode()
-    decoded = decode(header + b"\x01\0\x02\0" + b"\x02\0\0\0ab", str(len(header)))
+    signature = taking("BYTES", 1, name="b")
+    decoded = decode(header + b"\x01\0\x02\0" + b"\x02\0\0\0ab", str(len(header)), signature)
     a, b, c = decoded.request.inputs
     assert to_numpy(a).tolist() == [1, 2]
     assert to_numpy(b).tolist() == ["水".encode()]
@@ -97,10 +105,6 @@ def test_a_raw_body_is_the_only_tensor() -> None:
         ({"inputs": [an_input(data=["a", "b", "c", "d"])]}, None, Invalid),
         ({"inputs": [an_input(data=[[1], [2, 3]])]}, None, Invalid),
         ({"inputs": [an_input(data=[{}])]}, None, Invalid),
-        ({"inputs": [an_input(datatype="INT8", data=[1, 2, 3, 200])]}, None, Invalid),
-        ({"inputs": [an_input(datatype="INT8", data=[1, 2, 3, 1.5])]}, None, Invalid),
-        ({"inputs": [an_input(datatype="BOOL", data=[1, 0, 1, 0])]}, None, Invalid),
-        ({"inputs": [an_input(datatype="BYTES", data=[1])]}, None, Invalid),
         ({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32"}]}, None, Invalid),
         ({"inputs": [an_input(parameters={"shared_memory_region": "r"})]}, None, Invalid),
         ({"inputs": [an_input(parameters={"binary_data_size": 16})]}, None, Invalid),
@@ -119,6 +123,8 @@ def test_a_raw_body_is_the_only_tensor() -> None:
             Invalid,
         ),
         ({"inputs": [an_input()], "unknown": 1}, None, Invalid),
+        ({"inputs": [an_input()], "model_name": "other"}, None, Invalid),
+        ({"inputs": [an_input()], "model_name": 1}, None, Invalid),
     ],
 )
 def test_bad_bodies_are_the_callers_error(body: Any, header_length: str | None, error: type[GatewayError]) -> None:
@@ -144,12 +150,111 @@ def test_priority_timeout_and_own_parameters_are_taken() -> None:
 
 def test_large_unsigned_values_are_exact() -> None:
     values = [2**64 - 1, 0, 1, 2**63]
-    decoded = decode({"inputs": [an_input(datatype="UINT64", data=values)]})
+    decoded = decode({"inputs": [an_input(datatype="UINT64", data=values)]}, None, taking("UINT64"))
     assert to_numpy(decoded.request.inputs[0]).reshape(-1).tolist() == values
 
 
+@pytest.mark.parametrize(
+    ("datatype", "data"),
+    [
+        ("FP32", [1, True, 0.5, 2]),
+        ("FP32", [[1, 2], [True, 3]]),
+        ("FP32", [1, None, 2, 3]),
+        ("FP32", [1, 2, 3, [4]]),
+        ("FP32", [1, 2, 3, 1e39]),
+        ("FP16", [1, 2, 3, 70_000]),
+        ("FP64", [1, 2, 3, 10**300 * 10**300]),
+        ("INT8", [1, 2, 3, 200]),
+        ("INT8", [1, 2, 3, 1.5]),
+        ("INT8", [1, 2, 3, False]),
+        ("INT64", [1, 2, 3, 2**63]),
+        ("UINT8", [1, 2, 3, 300]),
+        ("UINT8", [1, 2, 3, -1]),
+        ("UINT64", [1, 2, 3, 2**64]),
+        ("UINT64", [2**63, 2, 3, -1]),
+        ("BOOL", [1, 0, 1, 0]),
+        ("BYTES", ["a", "b", "c", 1]),
+        ("BYTES", ["a", "b", ["c", "d"]]),
+        ("BYTES", ["abcd"]),
+        ("BF16", [1, 2, 3, 4]),
+    ],
+)
+def test_values_that_the_type_does_not_hold(datatype: str, data: list[Any]) -> None:
+    with pytest.raises(Invalid):
+        decode({"inputs": [an_input(datatype=datatype, data=data)]}, None, taking(datatype))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data"),
+    [
+        ("FP16", [1, 2.5, -3, 0]), ("FP32", [1, 2.5, -3, 0]), ("FP64", [0.1, 2, 3, 1e300]), ("BOOL", [True, False] * 2),
+        ("INT8", [-128, 127, 0, 1]), ("INT64", [-(2**63), 2**63 - 1, 0, 1]), ("UINT8", [0, 255, 1, 2]),
+        ("UINT32", [0, 2**32 - 1, 1, 2]),
+    ],
+)  # fmt: skip
+def test_values_that_it_holds_are_exact(datatype: str, data: list[Any]) -> None:
+    for nested in (data, [data], [data[:2], data[2:]], [[[value]] for value in data]):
+        decoded = decode({"inputs": [an_input(datatype=datatype, data=nested)]}, None, taking(datatype))
+        assert to_numpy(decoded.request.inputs[0]).reshape(-1).tolist() == data
+
+
+@pytest.mark.parametrize("written", ["0.5,", '"ab",', '"",', "[1],"])
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+def test_data_that_nobody_asked_for_is_not_converted(written: str, datatype: str) -> None:
+    """Half a million values for a shape of four: nothing is made of them but what JSON itself says."""
+    body = an_input(datatype=datatype, data=None)
+    head = json.dumps({"inputs": [body]}).encode().replace(b"null", b"[" + (written * 500_000)[:-1].encode() + b"]")
+    decoded = json.loads(head)["inputs"][0]["data"]
+    tracemalloc.start()
+    try:
+        with pytest.raises(Invalid, match="500000 values, its shape says 4"):
+            raw_data(decoded, datatype, "x", 4)
+        with pytest.raises(Invalid, match="the model takes INT64"):
+            OPEN.expect("x", datatype, (1, 4))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 10 * 2**20
+    with pytest.raises(Invalid, match="500000 values"):
+        decode(head, None, taking(datatype))
+
+
+def test_what_kserves_own_client_writes_is_taken() -> None:
+    """``InferRequest.to_rest`` names the model in the body; null is a member that is not there."""
+    tensor = an_input(parameters={"content_type": "np"})
+    output = {"name": "y", "parameters": {"content_type": "np", "binary_data": True}}
+    for body in (
+        {"id": "1", "model_name": "m", "inputs": [tensor], "outputs": [output]},
+        {"id": None, "model_name": None, "parameters": None, "outputs": None, "inputs": [an_input(parameters=None)]},
+        {"inputs": [an_input()], "outputs": [{"name": "y", "parameters": None}]},
+        {"inputs": [an_input()], "parameters": {"content_type": "np"}},
+    ):
+        decoded = decode(body)
+        assert to_numpy(decoded.request.inputs[0]).tolist() == [[1.0, 2.0, 3.0, 4.0]]
+        assert decoded.request.id == (body.get("id") or "")
+    with pytest.raises(Invalid, match="model_name"):
+        decode({"model_name": "other", "inputs": [an_input()]})
+
+
+def test_generate_takes_exactly_the_values_of_the_type() -> None:
+    def generate(value: Any, datatype: str = "UINT8", **more: Any) -> Any:
+        body = json.dumps({"x": value, **more}).encode()
+        return decode_generate("m", "", body, taking(datatype, -1))
+
+    request, timeout_us = generate([1, 2, 255], id="7", timeout=5_000)
+    assert to_numpy(request.inputs[0]).tolist() == [1, 2, 255]
+    assert (request.id, timeout_us) == ("7", 5_000)
+    assert to_numpy(generate(7)[0].inputs[0]).tolist() == [7]
+    assert to_numpy(generate(["a", "水"], "BYTES")[0].inputs[0]).tolist() == [b"a", "水".encode()]
+    for value in (300, -1, 1.5, "a", True, None, [1], 10**30):
+        with pytest.raises(Invalid):
+            generate([value] * 3)
+        with pytest.raises(Invalid):
+            generate([1, value])
+
+
 def encode(result: InferenceResult, encoding: Encoding, **request: Any) -> tuple[Any, bytes, int | None]:
-    body, length = encode_infer(result, InferenceRequest("m", (), **request), encoding, (), batched=True)
+    body, length = encode_infer(result, InferenceRequest("m", (), **request), encoding, lambda _: (), batched=True)
     header = body if length is None else body[:length]
     return msgspec.json.decode(header), body[len(header) :], length
 
@@ -176,6 +281,23 @@ def test_classification_is_tritons() -> None:
     assert best.shape == (2, 2)
     assert to_numpy(best).reshape(-1).tolist() == [b"2.000000:1:b", b"1.000000:2", b"3.000000:0:a", b"3.000000:2"]
     assert classify(scores, 99, (), batched=True).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values", "order"),
+    [
+        ("<i8", [2**53, 2**53 + 1, 0, -(2**63)], [1, 0, 2, 3]),
+        ("<u8", [2**64 - 2, 2**64 - 1, 0, 1], [1, 0, 3, 2]),
+        ("<i1", [-128, 127, 127, -128], [1, 2, 0, 3]),
+        ("?", [False, True, False, True], [1, 3, 0, 2]),
+        ("<f8", [1.0, np.nan, np.inf, 1.0], [2, 0, 3, 1]),
+        ("<f2", [1.0, -np.inf, 2.0, 1.0], [2, 0, 3, 1]),
+    ],
+)
+def test_ranks_are_exact_in_every_type(datatype: str, values: list[Any], order: list[int]) -> None:
+    scores = from_numpy("y", np.array([values, values[::-1]], dtype=datatype))
+    ranked = to_numpy(classify(scores, 4, (), batched=True))[0].tolist()
+    assert [int(text.split(b":")[1]) for text in ranked] == order
 
 
 def binary(values: list[float], size: int = 16, **changes: Any) -> tuple[bytes, str]:

@@ -77,6 +77,7 @@ class TestEmbed:
     def test_own_task(self, http: httpx.Client) -> None:
         expected = ask(http, "embeddings/embed", inputs="hello")
         assert ask(http, "embeddings", inputs="hello") == expected
+        assert ask(http, "embeddings/", inputs="hello") == expected
         assert ask(http, "embeddings/invocations", inputs="hello") == expected
         assert {label["label"] for label in ask(http, "sentiment", inputs="hello")} == {"negative", "positive"}
 
@@ -152,7 +153,25 @@ class TestTokenizer:
         ask(http, "sentiment/decode", ids=[7592] * 10_000)
         assert len(served.records.finished) == before
 
-    @pytest.mark.parametrize("ids", [[], [-1], [30522], [1, "a"], [[1], 2], "a", [[]], [2**70]])
+    @pytest.mark.parametrize("path", ["embeddings/tokenize", "embeddings/decode"])
+    @pytest.mark.parametrize("length", [2, 10_000])
+    def test_it_holds_a_place_while_it_works(self, http: httpx.Client, served: Served, path: str, length: int) -> None:
+        """Limits hold for it as for every call, although it is not billed."""
+        field = "inputs" if path.endswith("tokenize") else "ids"
+        bodies: list[Any] = [" ".join(["hello"] * length), [7592] * length]
+        body = {field: bodies[field == "ids"]}
+        turnstile = served.turnstile
+        entered, left = turnstile.entered, turnstile.left
+        assert http.post(f"/tei/{path}", json=body).status_code == 200
+        assert (turnstile.entered, turnstile.left) == (entered + 1, left + 1)
+        bad = {field: "\0" if field == "inputs" else [-1]}
+        assert http.post(f"/tei/{path}", json=bad).status_code == 422
+        assert (turnstile.entered, turnstile.left) == (entered + 2, left + 2)
+        turnstile.refusal = RateLimited("slow down", retry_after_s=1)
+        assert http.post(f"/tei/{path}", json=body).status_code == 429
+        assert (turnstile.entered, turnstile.left) == (entered + 2, left + 2)
+
+    @pytest.mark.parametrize("ids", [[-1], [30522], [1, "a"], [[1], 2], "a", [2**70]])
     def test_bad_ids(self, http: httpx.Client, ids: Any) -> None:
         assert http.post("/tei/embeddings/decode", json={"ids": ids}).status_code == 422
 
@@ -194,7 +213,18 @@ class TestInfoAndErrors:
             ("embeddings/embed", {}, 422, "Validation"),
             ("embeddings/embed_sparse", {"inputs": "a"}, 404, "Validation"),
             ("embeddings/predict", {"inputs": "a"}, 404, "Validation"),
-            ("embeddings/rerank", {"query": "a", "texts": []}, 422, "Validation"),
+            ("embeddings/rerank", {"query": "a", "texts": []}, 400, "Empty"),
+            ("relevance/rerank", {"query": "a", "texts": []}, 400, "Empty"),
+            ("embeddings/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, 400, "Empty"),
+            ("embeddings/similarity", {"inputs": {"source_sentence": "a", "sentences": "a"}}, 422, "Validation"),
+            ("embeddings/tokenize", {"inputs": []}, 400, "Empty"),
+            ("embeddings/decode", {"ids": []}, 400, "Empty"),
+            ("embeddings/decode", {"ids": [[]]}, 400, "Empty"),
+            ("embeddings/decode", {"ids": [[101], []]}, 400, "Empty"),
+            ("embeddings/embed", {"inputs": [[]]}, 400, "Empty"),
+            ("embeddings/embed_all", {"inputs": []}, 400, "Empty"),
+            ("embeddings/", {"inputs": []}, 400, "Empty"),
+            ("embeddings//", {"inputs": "a"}, 404, "Validation"),
             ("embeddings/rerank", {"query": "a"}, 422, "Validation"),
             ("sentiment/embed", {"inputs": "a"}, 404, "Validation"),
             ("sentiment/rerank", {"query": "a", "texts": ["b"]}, 404, "Validation"),

@@ -28,7 +28,11 @@ Frame = tuple[int, int, int, bytes]
 
 
 class Served:
-    """The server. ``began`` and ``cancelled`` count calls of the method ``Wait``."""
+    """The server. ``began`` and ``cancelled`` count calls of the method ``Wait``.
+
+    Callers say who they are in ``x-caller``: ``stranger`` is refused, ``guest`` is served and not known, ``late`` is
+    known once ``found`` is set, and everybody else is known at once.
+    """
 
     def __init__(self, limits: Limits = LIMITS, max_held_bytes: int = 2**30, max_connections: int = 64) -> None:
         self.began = self.cancelled = 0
@@ -57,12 +61,13 @@ class Served:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._found = asyncio.Event()
         bound = socket.create_server(("127.0.0.1", 0))
         bound.setblocking(False)
         self.address = f"127.0.0.1:{bound.getsockname()[1]}"
         unary = {"/t.T/Echo": self.echo, "/t.T/Fail": self.fail, "/t.T/Wait": self.wait, "/t.T/Break": self.broken}
         self.server = RpcServer(
-            Methods(unary, {"/t.T/Double": self.double}),
+            Methods(unary, {"/t.T/Double": self.double}, self.admit),
             self._limits,
             max_message_bytes=MAX_MESSAGE,
             max_held_bytes=self._max_held,
@@ -73,6 +78,19 @@ class Served:
         self._up.set()
         await self._stop.wait()
         await self.server.stop(self.grace_s)
+
+    def find(self) -> None:
+        """Let callers in who are ``late``."""
+        self._loop.call_soon_threadsafe(self._found.set)
+
+    async def admit(self, stream: RpcStream) -> bool:
+        caller = stream.head.metadata.get("x-caller", "")
+        if caller == "late":
+            await self._found.wait()
+        if caller == "stranger":
+            raise StatusError(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+        stream.context = caller
+        return caller != "guest"
 
     async def echo(self, stream: RpcStream, body: bytes) -> bytes:
         self.timeouts.append(stream.head.timeout_s)

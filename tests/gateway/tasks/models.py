@@ -23,8 +23,7 @@ from gateway.catalog import Catalog, ModelCard, read_card
 from gateway.errors import Unavailable
 from gateway.settings import Settings
 from gateway.tasks import create_task
-from gateway.tasks.base import Task
-from gateway.tasks.text import Tokenizers
+from gateway.tasks.base import Shared, Task
 from gateway.triton.signature import Signature, TensorSignature
 from gateway.triton.tensors import from_numpy, to_numpy
 from gateway.types import InferenceRequest, InferenceResult, Plan
@@ -336,7 +335,7 @@ class Runner:
         self.catalog = catalog
         self.models = LocalModels(catalog)
         self.settings = settings or Settings()
-        self._tokenizers = Tokenizers()
+        self._shared = Shared()
         self._tasks: dict[tuple[str, str], Task] = {}
 
     def task(self, model: str, name: str) -> Task:
@@ -344,7 +343,7 @@ class Runner:
         if (model, name) not in self._tasks:
             card = self.catalog.get(model)
             assert card is not None
-            self._tasks[model, name] = create_task(card, name, self.settings, self._tokenizers)
+            self._tasks[model, name] = create_task(card, name, self.settings, self._shared)
         return self._tasks[model, name]
 
     def plan(self, model: str, name: str, inputs: Any, **options: Any) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,35 @@ class TestZeroShot:
     def test_refused(self, runner: Runner, options: Any) -> None:
         with pytest.raises(Invalid):
             runner.plan("embeddings", "zero-shot-classification", "a", **options)
+
+    def test_labels_are_tokenised_where_long_texts_are(self, runner: Runner) -> None:
+        task = runner.task("embeddings", "zero-shot-classification")
+        long = "hello " * 2_000
+        assert not task.is_long("a")
+        assert not task.is_long("a", {"candidate_labels": ["a"], "hypothesis_template": None})
+        for options in ({"candidate_labels": [long]}, {"candidate_labels": long}, {"hypothesis_template": long + "{}"}):
+            assert task.is_long("a", options)
+        assert task.is_long(long, {"candidate_labels": ["a"]})
+
+    def test_a_long_template_is_not_written_for_many_labels(self, runner: Runner) -> None:
+        labels = [str(number) for number in range(255)]
+        tracemalloc.start()
+        try:
+            for template in ("a" * 199_000 + "{}", "a" * 300_000 + "{}"):
+                with pytest.raises(Invalid, match="hypothesis_template"):
+                    runner.plan(
+                        "embeddings", "zero-shot-classification", "a",
+                        candidate_labels=labels, hypothesis_template=template,
+                    )  # fmt: skip
+            with pytest.raises(Invalid, match="rows"):
+                runner.plan(
+                    "embeddings", "zero-shot-classification", "a",
+                    candidate_labels=[str(number) for number in range(1_000)], hypothesis_template="{}",
+                )  # fmt: skip
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert most < 5 * 2**20
 
 
 class TestTranslation:

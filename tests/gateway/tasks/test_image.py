@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,7 @@ from PIL import Image, ImageDraw, ImageOps
 from gateway.catalog import ImagePreprocessing
 from gateway.errors import Invalid, TooLarge, UnsupportedMediaType
 from gateway.settings import Settings
-from gateway.tasks.image import crop_box, model_pixels, open_picture, picture_bytes
+from gateway.tasks.image import crop_box, decoding_bytes, model_pixels, open_picture, picture_bytes
 from gateway.types import Units
 from tests.gateway.tasks.models import Runner
 
@@ -110,6 +114,35 @@ class TestPixels:
         assert pixels(encoded(Image.new("RGBA", (20, 20), (255, 0, 0, 128)), "WEBP"), SQUARE)[0, 0, 1] in range(
             120, 135
         )
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "I;16"])
+    @pytest.mark.parametrize("wanted", [PHOTO, SQUARE, ImagePreprocessing(mode="L", crop=(28, 28))])
+    def test_large_ones_are_put_on_white_in_strips(self, mode: str, wanted: ImagePreprocessing) -> None:
+        """As the whole at once would have been, but for what averaging down to twice the size does."""
+        image = photograph(1_300, 901).convert("L" if mode == "I;16" else mode)
+        if mode == "I;16":
+            image = Image.fromarray(np.asarray(image).astype(np.uint16) << 8)
+        elif mode in {"RGBA", "LA"}:
+            image.putalpha(Image.linear_gradient("L").resize(image.size))
+        data = encoded(image, **({"transparency": 3} if mode == "P" else {}))
+        whole = Image.open(io.BytesIO(data))
+        if mode == "I;16":
+            whole = Image.fromarray((np.asarray(whole) >> 8).astype(np.uint8))
+        layer = whole.convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert(wanted.mode)
+        got, expected = pixels(data, wanted).astype(int), pixels(encoded(flat), wanted).astype(int)
+        assert np.abs(got - expected).mean() < 1
+        assert np.abs(got - expected).max() < 16
+
+    @pytest.mark.parametrize("orientation", range(2, 9))
+    def test_large_ones_are_turned_when_they_are_small(self, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(photograph(1_300, 901), exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        got, expected = pixels(data).astype(int), pixels(encoded(upright)).astype(int)
+        assert np.abs(got - expected).mean() < 1
+        assert np.abs(got - expected).max() < 16
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16"])
     def test_modes(self, mode: str) -> None:
@@ -320,6 +353,71 @@ class TestTask:
             small.plan("colours", "image-classification", [picture] * 4)
         with pytest.raises(TooLarge, match="64 x 63"):
             small.plan("colours", "image-classification", encoded(Image.new("RGB", (64, 63))))
+
+
+SIDE = 7_071
+"""The largest square that is taken."""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small files that are the largest pictures that are legal."""
+    folder = tmp_path_factory.mktemp("large")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    options: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "rgba": ("RGBA", "PNG", {}),
+        "turned": ("RGB", "PNG", {"exif": turned}),
+        "palette": ("P", "PNG", {"transparency": 0}),
+        "grey": ("I;16", "PNG", {}),
+        "webp": ("RGBA", "WEBP", {"lossless": True, "quality": 0, "method": 0}),
+        "progressive": ("RGB", "JPEG", {"progressive": True}),
+    }
+    for name, (mode, kind, more) in options.items():
+        Image.new(mode, (SIDE, SIDE)).save(folder / name, kind, **more)
+    return {name: folder / name for name in options}
+
+
+class TestMemory:
+    """What they take on the way through the task."""
+
+    def weight(self, runner: Runner, model: str, path: Path, pictures: int = 1, threads: int = 1) -> float:
+        """MiB on top of what the process had."""
+        card = runner.catalog.get(model)
+        assert card is not None
+        script = Path(__file__).with_name("picture_weight.py")
+        done = subprocess.run(
+            [sys.executable, str(script), str(card.folder.parent), model, str(threads), str(pictures), str(path)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+            capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
+
+    @pytest.mark.parametrize(
+        ("name", "limit_mib"),
+        [("rgba", 260), ("turned", 260), ("palette", 120), ("grey", 170), ("webp", 850), ("progressive", 520)],
+    )
+    def test_one(self, runner: Runner, files: dict[str, Path], name: str, limit_mib: float) -> None:
+        """No more than it takes to decode it: 4 bytes a pixel, and what else the format needs."""
+        assert files[name].stat().st_size < 2**20
+        assert self.weight(runner, "colours", files[name]) < limit_mib
+
+    @pytest.mark.slow
+    def test_the_pictures_of_a_call_one_after_the_other(self, runner: Runner, files: dict[str, Path]) -> None:
+        assert self.weight(runner, "colours", files["rgba"], pictures=3) < 260
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("name", "limit_mib"), [("rgba", 600), ("webp", 950), ("progressive", 600)])
+    def test_several_at_once_within_their_memory(
+        self, runner: Runner, files: dict[str, Path], name: str, limit_mib: float
+    ) -> None:
+        assert self.weight(runner, "colours", files[name], threads=4) < limit_mib
+
+    def test_what_is_taken_for_it_is_what_it_takes(self, runner: Runner, files: dict[str, Path]) -> None:
+        for name in ("rgba", "progressive", "grey"):
+            taken = decoding_bytes(open_picture(files[name].read_bytes(), 50_000_000), PHOTO) / 2**20
+            assert self.weight(runner, "colours", files[name]) < taken + 64
 
 
 class TestStrokes:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gateway.errors import DeadlineExceeded, Unavailable
-from gateway.triton.coalescer import Coalescer
+from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError, Invalid, Unavailable
+from gateway.triton.coalescer import Coalescer, PatientCoalescer
 from gateway.triton.failures import ModelFailed
+from gateway.triton.lanes import lane_key
 from gateway.triton.signature import Signature, TensorSignature
 from gateway.triton.tensors import from_numpy, to_numpy
 from gateway.types import InferenceRequest, InferenceResult
@@ -26,22 +28,33 @@ class Doubler:
         self.cancelled = 0
         self.released = asyncio.Event()
         self.poison: float | None = None
+        self.failure: type[GatewayError] = ModelFailed
+        self.inside = self.most_inside = 0
 
     async def infer(self, request: InferenceRequest, deadline_ns: int | None = None) -> InferenceResult:
         self.sent.append(request)
+        self.inside += 1
+        self.most_inside = max(self.most_inside, self.inside)
         try:
             await self.released.wait()
+            await asyncio.sleep(0)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        finally:
+            self.inside -= 1
         array = to_numpy(request.inputs[0])
         if self.poison is not None and self.poison in array:
-            raise ModelFailed("the model failed on this request")
+            raise self.failure("the model did not take this request")
         return InferenceResult(request.model, "1", (from_numpy("y", array * 2),))
 
     @property
     def rows(self) -> list[int]:
         return [request.rows for request in self.sent]
+
+    def executions(self, value: float) -> int:
+        """How often a request of this value was sent."""
+        return sum(value in to_numpy(request.inputs[0]) for request in self.sent)
 
 
 SIGNATURE = Signature(
@@ -63,6 +76,14 @@ def start(
 async def settle() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    pytest.fail("it did not come true")
 
 
 def value(result: InferenceResult) -> float:
@@ -205,16 +226,114 @@ async def test_a_full_queue_sheds_at_once() -> None:
     await asyncio.gather(*tasks)
 
 
-async def test_one_bad_request_does_not_spoil_its_neighbours() -> None:
-    pool = Doubler()
-    pool.poison = 13.0
-    coalescer = Coalescer(pool, in_flight=1)  # type: ignore[arg-type]
-    tasks = start(coalescer, request(0.0), request(1.0), request(13.0), request(2.0))
+WIDE = dataclasses.replace(SIGNATURE, max_batch_size=64)
+
+
+async def poisoned(coalescer: Coalescer, pool: Doubler, *requests: InferenceRequest) -> list[Any]:
+    """What becomes of ``requests``, which travel together behind one that is on its way."""
+    first = asyncio.create_task(coalescer.infer(request(0.0), WIDE))
+    await settle()
+    tasks = [asyncio.create_task(coalescer.infer(each, WIDE)) for each in requests]
     await settle()
     pool.released.set()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert isinstance(results[2], ModelFailed)
-    assert [value(results[i]) for i in (0, 1, 3)] == [0.0, 2.0, 4.0]  # type: ignore[arg-type]
+    assert value(await first) == 0.0
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("failure", [ModelFailed, Invalid])
+@pytest.mark.parametrize("bad", [1, 7, 16])
+async def test_one_bad_request_does_not_spoil_its_neighbours(failure: type[GatewayError], bad: int) -> None:
+    """It is found by halves: each neighbour is sent a few times more, and never more than one batch at a time."""
+    pool = Doubler()
+    pool.poison, pool.failure = float(bad), failure
+    coalescer = Coalescer(pool, in_flight=1)  # type: ignore[arg-type]
+    results = await poisoned(coalescer, pool, *(request(float(i)) for i in range(1, 17)))
+    for number, result in enumerate(results, 1):
+        assert isinstance(result, failure) if number == bad else value(result) == 2.0 * number
+        assert 2 <= pool.executions(float(number)) <= 1 + 4
+    assert len(pool.sent) <= 2 + 2 * 4
+    assert pool.most_inside == 1
+    assert coalescer.queue_depth["m"] == 0
+    assert not any(model.lanes or model.tenants or model.in_flight for model in coalescer._queues.values())
+
+
+async def test_many_bad_requests_stay_within_what_may_be_in_flight() -> None:
+    pool = Doubler()
+    pool.poison = 13.0
+    coalescer = Coalescer(pool, in_flight=2)  # type: ignore[arg-type]
+    results = await poisoned(coalescer, pool, *(request(13.0) for _ in range(40)))
+    assert all(isinstance(result, ModelFailed) for result in results)
+    assert pool.most_inside == 2
+
+
+async def test_without_retries_what_failed_once_is_executed_again_for_idempotent_requests_only() -> None:
+    pool = Doubler()
+    pool.poison = 3.0
+    coalescer = Coalescer(pool, in_flight=1, retry=False)  # type: ignore[arg-type]
+    results = await poisoned(coalescer, pool, *(request(float(i), idempotent=i > 2) for i in (1, 2, 3, 4, 5)))
+    assert [isinstance(result, ModelFailed) for result in results] == [True, True, True, False, False]
+    assert [pool.executions(float(i)) for i in (1, 2)] == [1, 1]
+    assert [value(result) for result in results[3:]] == [8.0, 10.0]
+
+
+async def test_without_retries_what_was_refused_is_sent_again_all_the_same() -> None:
+    pool = Doubler()
+    pool.poison, pool.failure = 2.0, Invalid
+    coalescer = Coalescer(pool, in_flight=1, retry=False)  # type: ignore[arg-type]
+    results = await poisoned(coalescer, pool, request(1.0), request(2.0), request(3.0))
+    assert [isinstance(result, Invalid) for result in results] == [False, True, False]
+
+
+async def test_a_batch_whose_connection_broke_is_not_sent_again() -> None:
+    pool = Doubler()
+    pool.poison, pool.failure = 2.0, BadUpstream
+    coalescer = Coalescer(pool, in_flight=1)  # type: ignore[arg-type]
+    results = await poisoned(coalescer, pool, *(request(float(i), idempotent=True) for i in (1, 2, 3)))
+    assert all(isinstance(result, BadUpstream) for result in results)
+    assert pool.executions(1.0) == 1
+
+
+async def test_who_gives_up_while_a_failed_batch_is_divided_is_not_sent_again() -> None:
+    pool = Doubler()
+    pool.poison = 9.0
+    coalescer = Coalescer(pool, in_flight=1)  # type: ignore[arg-type]
+    first = asyncio.create_task(coalescer.infer(request(0.0), WIDE))
+    await settle()
+    waiting = [asyncio.create_task(coalescer.infer(request(float(i)), WIDE)) for i in (9, 1, 2, 3)]
+    await settle()
+    pool.released.set()
+    await first
+    await until(lambda: pool.executions(3.0) > 0)
+    waiting[3].cancel()
+    assert [value(await task) for task in waiting[1:3]] == [2.0, 4.0]
+    with pytest.raises(ModelFailed):
+        await waiting[0]
+    assert pool.executions(3.0) == 1
+    assert not any(model.lanes or model.waiting for model in coalescer._queues.values())
+
+
+async def test_cancellation_can_be_switched_off() -> None:
+    """What was given to it, waiting or on its way, is ended though its caller has gone."""
+    pool = Doubler()
+    coalescer = PatientCoalescer(pool, in_flight=1)  # type: ignore[arg-type]
+    tasks = start(coalescer, request(1.0), request(2.0))
+    await settle()
+    for task in tasks:
+        task.cancel()
+    await settle()
+    assert all(task.cancelled() for task in tasks)
+    pool.released.set()
+    await until(lambda: pool.executions(2.0) > 0 and not pool.inside)
+    assert pool.cancelled == 0
+    assert pool.executions(1.0) == 1
+
+
+def test_parameters_that_are_equal_to_python_only_do_not_share() -> None:
+    keys = {lane_key(request(1.0, parameters={"p": value})) for value in (1, True, 1.0, "1")}
+    assert len(keys) == 4
+    assert lane_key(request(1.0, parameters={"p": 1, "q": "a"})) == lane_key(
+        request(2.0, parameters={"q": "a", "p": 1})
+    )
 
 
 async def test_lanes_do_not_pile_up() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gateway.errors import Invalid
-from gateway.triton.signature import Signature, TensorSignature
+from gateway.triton.signature import MAX_TEXTS, Signature, TensorSignature
 from gateway.triton.tensors import from_numpy
 from gateway.types import InferenceRequest, Tensor
 
@@ -63,11 +63,35 @@ def test_good_requests_pass() -> None:
         ((raw("INT32", (1, 3), b"x" * 12),), "takes INT64"),
         ((ids(1, 2), raw("BYTES", (1, 1), b"\x09\0\0\0a", "text")), "longer than the tensor"),
         ((ids(2, 2), raw("BYTES", (2, 1), b"\x01\0\0\0a", "text")), "1 elements"),
+        ((ids(1, 2), raw("BYTES", (1, 1), b"\x01\0\0\0a" * 3, "text")), "more elements"),
     ],
 )
 def test_bad_requests_are_named(tensors: tuple[Tensor, ...], reason: str) -> None:
     with pytest.raises(Invalid, match=reason):
         check(*tensors)
+
+
+def test_texts_beyond_number_are_not_looked_at() -> None:
+    """Sixty million bytes of empty texts are fifteen million elements, each of which would be looked at."""
+    many = Signature("m", {"text": TensorSignature("text", "BYTES", (-1,))}, {}, 0)
+    assert many.expect("text", "BYTES", (MAX_TEXTS,)) == MAX_TEXTS
+    with pytest.raises(Invalid, match="too many elements"):
+        many.check(InferenceRequest("m", (raw("BYTES", (MAX_TEXTS + 1,), b"not looked at", "text"),)))
+
+
+def test_a_form_can_be_asked_for_before_there_is_data() -> None:
+    assert SIGNATURE.expect("ids", "INT64", (4, 7)) == 28
+    for name, datatype, shape in (("other", "INT64", (1, 1)), ("ids", "FP32", (1, 1)), ("ids", "INT64", (1,)),
+                                  ("ids", "INT64", (5, 1)), ("ids", "INT64", (1, -1))):  # fmt: skip
+        with pytest.raises(Invalid):
+            SIGNATURE.expect(name, datatype, shape)
+
+
+def test_a_reshaped_input_has_dimensions_all_the_same() -> None:
+    reshaped = Signature("m", {"x": TensorSignature("x", "FP32", (-1, 4), reshaped=True)}, {}, 8)
+    assert reshaped.expect("x", "FP32", (2, 2, 2)) == 8
+    with pytest.raises(Invalid, match="shape"):
+        reshaped.check(InferenceRequest("m", (raw("FP32", (), bytes(4), "x"),)))
 
 
 @pytest.mark.parametrize("outputs", [("nothing",), ("logits", "logits")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gateway.triton.tensors import NUMPY_TYPES, decode_bytes, from_numpy, join_rows, split_rows, to_numpy
+from gateway.triton.tensors import NUMPY_TYPES, count_bytes, decode_bytes, from_numpy, join_rows, split_rows, to_numpy
 from gateway.types import Tensor
 
 
@@ -41,6 +41,16 @@ def test_bf16_is_widened_exactly() -> None:
 def test_damaged_byte_elements_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="BYTES"):
         decode_bytes(data)
+    with pytest.raises(ValueError, match="BYTES"):
+        count_bytes(data, 10)
+
+
+def test_elements_are_counted_up_to_one_more_than_there_should_be() -> None:
+    elements = from_numpy("x", np.array(["a", "", "水"], dtype=object)).data
+    assert [count_bytes(elements, limit) for limit in (0, 1, 2, 3, 9)] == [1, 2, 3, 3, 3]
+    assert count_bytes(memoryview(elements), 9) == 3
+    assert count_bytes(elements + b"\x09\0\0\0", 2) == 3  # what follows is not looked at
+    assert count_bytes(b"", 9) == 0
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,19 @@ from embedded.errors import WheelNotFoundError
 from embedded.layout import find_wheel
 from tests.live.faults.collector import Collector
 from tests.live.faults.proxy import Road
-from tests.live.faults.servers import GatewayProcess, RecordingTriton, write_drip, write_matmul, write_recorder
+from tests.live.faults.servers import (
+    POLICY,
+    GatewayProcess,
+    RecordingTriton,
+    write_drip,
+    write_matmul,
+    write_opinion,
+    write_recorder,
+)
 
 WAYS = ("http", "grpc")
 """To infer; everything else goes over gRPC."""
-MODELS = ("recorder", "solo")
+MODELS = ("recorder", "solo", "hurried", "opinion")
 
 
 @dataclass
@@ -46,14 +54,16 @@ class Fleet:
         return sum(line.startswith("tidegate_upstream_up{") and line.endswith(" 1.0") for line in text.splitlines())
 
     def whole(self) -> bool:
-        """Whether the gateway knows of ``recorder`` and ``solo`` on both Tritons: its index may be a probe old."""
+        """Whether the gateway knows of all models on both Tritons: its index may be a probe old."""
         text = httpx.get(self.gateway.metrics_url, timeout=10).text
         return all(f'tidegate_model_servers{{model="{model}"}} 2.0' in text for model in MODELS)
 
 
 @pytest.fixture(scope="package")
 def recorder_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository with ``recorder``, whose requests share batches, and ``solo``, whose do not."""
+    """A model repository with ``recorder``, whose requests share batches, ``solo``, whose do not, and ``hurried``,
+    whose are not executed once their time has passed.
+    """
     try:
         find_wheel()
     except WheelNotFoundError as error:
@@ -61,7 +71,9 @@ def recorder_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("fault-models")
     write_recorder(repository)
     write_recorder(repository, "solo", max_batch_size=0)
+    write_recorder(repository, "hurried", policy=POLICY)
     write_matmul(repository)
+    write_opinion(repository)
     write_drip(repository)
     return repository
 

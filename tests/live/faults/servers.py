@@ -17,6 +17,9 @@ from typing import Any
 import httpx
 import numpy as np
 import onnx
+import tokenizers
+import tokenizers.models
+import tokenizers.pre_tokenizers
 import yaml
 
 from embedded.launcher import EmbeddedTriton
@@ -37,12 +40,18 @@ _CARD: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_recorder(repository: Path, name: str = "recorder", max_batch_size: int = 16) -> Path:
-    """The folder of a model ``name`` that Triton's own Python backend runs."""
+POLICY = "default_queue_policy { default_timeout_microseconds: 600000000 allow_timeout_override: true }"
+"""With it Triton does not execute what has waited longer than its own ``timeout``."""
+
+
+def write_recorder(
+    repository: Path, name: str = "recorder", max_batch_size: int = 16, width: int = 2, policy: str = ""
+) -> Path:
+    """The folder of a model ``name`` that Triton's own Python backend runs; written again, it takes something else."""
     folder = repository / name
-    (folder / "1").mkdir(parents=True)
-    batching = "dynamic_batching { }" if max_batch_size else ""
-    dims = ("[ 2 ]", "[ 1 ]") if max_batch_size else ("[ -1, 2 ]", "[ -1, 1 ]")
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    batching = f"dynamic_batching {{ {policy} }}" if max_batch_size else ""
+    dims = (f"[ {width} ]", "[ 1 ]") if max_batch_size else (f"[ -1, {width} ]", "[ -1, 1 ]")
     (folder / "config.pbtxt").write_text(
         f'backend: "python"\nmax_batch_size: {max_batch_size}\n'
         f'input {{ name: "INPUT" data_type: TYPE_FP64 dims: {dims[0]} }}\n'
@@ -62,25 +71,80 @@ def write_matmul(repository: Path, *, layers: int = 800, width: int = 1024, max_
     folder = repository / "matmul"
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(
+        _busy_config(max_batch_size, 'name: "INPUT" data_type: TYPE_FP32 dims: [ 4 ]')
+        + 'output { name: "OUTPUT" data_type: TYPE_FP32 dims: [ 1 ] }\n'
+    )
+    inputs = [onnx.helper.make_tensor_value_info("INPUT", onnx.TensorProto.FLOAT, ["batch", 4])]
+    _save_busy(folder, inputs, [], np.eye(4, width), np.eye(width, 1), layers)
+
+
+def write_opinion(repository: Path, *, layers: int = 400, width: int = 1024, max_batch_size: int = 4) -> None:
+    """A model ``opinion`` for text classification, that keeps one core busy: its logits are a fiftieth of the first
+    token's id, and 0; the words ``w1`` to ``w99`` are their numbers.
+    """
+    folder = repository / "opinion"
+    (folder / "1").mkdir(parents=True)
+    ids = ("input_ids", "attention_mask")
+    (folder / "config.pbtxt").write_text(
+        _busy_config(max_batch_size, *(f'name: "{name}" data_type: TYPE_INT64 dims: [ -1 ]' for name in ids))
+        + 'output { name: "logits" data_type: TYPE_FP32 dims: [ 2 ] }\n'
+    )
+    recipe = _RECIPE | {
+        "name": "opinion", "task": "text-classification", "labels": ["yes", "no"], "max_batch_size": max_batch_size,
+        "inputs": [{"name": name, "datatype": "INT64", "shape": [-1]} for name in ids],
+        "outputs": [{"name": "logits", "datatype": "FP32", "shape": [2]}],
+        "preprocessing": {"kind": "text", "max_length": 16, "buckets": [16]},
+    }  # fmt: skip
+    (folder / "model.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "card.json").write_text(json.dumps(_CARD))
+    (folder / "labels.txt").write_text("yes\nno\n")
+    words = {"[PAD]": 0} | {f"w{number}": number for number in range(1, 100)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[PAD]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    helper = onnx.helper
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "length"]) for name in ids]
+    first = [
+        helper.make_node("Mul", [*ids], ["tokens"]),
+        helper.make_node("Constant", [], ["zero"], value_ints=[0]),
+        helper.make_node("Constant", [], ["one"], value_ints=[1]),
+        helper.make_node("Slice", ["tokens", "zero", "one", "one"], ["token"]),  # of the second axis
+        helper.make_node("Cast", ["token"], ["INPUT"], to=onnx.TensorProto.FLOAT),
+    ]
+    _save_busy(folder, inputs, first, np.eye(1, width), np.eye(width, 2)[:, :2] * [0.02, 0], layers, "logits", 2)
+
+
+def _busy_config(max_batch_size: int, *inputs: str) -> str:
+    """Of a model that keeps one core busy, but for its outputs."""
+    return (
         f'backend: "onnxruntime"\ndefault_model_filename: "model.onnx"\nmax_batch_size: {max_batch_size}\n'
-        'input { name: "INPUT" data_type: TYPE_FP32 dims: [ 4 ] }\n'
-        'output { name: "OUTPUT" data_type: TYPE_FP32 dims: [ 1 ] }\n'
-        "instance_group { count: 1 kind: KIND_CPU }\ndynamic_batching { }\n"
+        + "".join(f"input {{ {spec} }}\n" for spec in inputs)
+        + "instance_group { count: 1 kind: KIND_CPU }\ndynamic_batching { }\n"
         'parameters { key: "intra_op_thread_count" value { string_value: "1" } }\n'
     )
-    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+
+
+def _save_busy(
+    folder: Path,
+    inputs: list[onnx.ValueInfoProto],
+    nodes: list[onnx.NodeProto],
+    first: np.ndarray,
+    last: np.ndarray,
+    layers: int,
+    output: str = "OUTPUT",
+    columns: int = 1,
+) -> None:
+    """``nodes`` make ``INPUT``; it is multiplied by ``first``, then ``layers`` times by 1, and by ``last``."""
+    helper, numpy_helper, width = onnx.helper, onnx.numpy_helper, first.shape[1]
     weights = [
-        numpy_helper.from_array(np.eye(4, width, dtype=np.float32), "IN"),
-        numpy_helper.from_array(np.eye(width, dtype=np.float32), "W"),
-        numpy_helper.from_array(np.eye(width, 1, dtype=np.float32), "OUT"),
+        numpy_helper.from_array(array.astype(np.float32), name)
+        for name, array in (("IN", first), ("W", np.eye(width)), ("OUT", last))
     ]
-    nodes = [helper.make_node("MatMul", ["INPUT", "IN"], ["x0"])]
+    nodes = [*nodes, helper.make_node("MatMul", ["INPUT", "IN"], ["x0"])]
     nodes += [helper.make_node("MatMul", [f"x{i}", "W"], [f"x{i + 1}"]) for i in range(layers)]
-    nodes.append(helper.make_node("MatMul", [f"x{layers}", "OUT"], ["OUTPUT"]))
-    floats = onnx.TensorProto.FLOAT
-    inputs = [helper.make_tensor_value_info("INPUT", floats, ["batch", 4])]
-    outputs = [helper.make_tensor_value_info("OUTPUT", floats, ["batch", 1])]
-    graph = helper.make_graph(nodes, "matmul", inputs, outputs, weights)
+    nodes.append(helper.make_node("MatMul", [f"x{layers}", "OUT"], [output]))
+    outputs = [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["batch", columns])]
+    graph = helper.make_graph(nodes, folder.name, inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, str(folder / "1" / "model.onnx"))
 
@@ -141,9 +205,13 @@ class RecordingTriton(EmbeddedTriton):
 class GatewayProcess:
     """``tidegate serve`` on free ports with its own data folder, and the operator's key."""
 
-    def __init__(self, folder: Path, repository: Path, tritons: str, poll: Poll, **settings: str) -> None:
+    def __init__(
+        self, folder: Path, repository: Path, tritons: str, poll: Poll, inside: tuple[str, ...] = (), **settings: str
+    ) -> None:
+        """``inside``: a command that runs it in surroundings of its own."""
         self.folder = folder
         self._poll = poll
+        self._inside = inside
         self._ready_file = folder / "gateway.json"
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
         self.environment |= {
@@ -172,7 +240,7 @@ class GatewayProcess:
         self._ready_file.unlink(missing_ok=True)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tidegate", "serve", "--ready-file", str(self._ready_file)],
+                [*self._inside, sys.executable, "-m", "tidegate", "serve", "--ready-file", str(self._ready_file)],
                 env=self.environment, stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
             )  # fmt: skip
         process = self._process
@@ -225,6 +293,14 @@ class GatewayProcess:
     def ended(self) -> dict[str, tuple[str, int, int]]:
         """The same of calls that are over: a record may be in the table as ``reserved`` for a moment before."""
         return {usage_id: row for usage_id, row in self.usage().items() if row[0] != "reserved"}
+
+    def metric(self, name: str) -> float:
+        """A sample of ``/metrics``, by its name and labels as they are written there; 0 if it is not there."""
+        for line in httpx.get(self.metrics_url, timeout=10).text.splitlines():
+            sample, _, value = line.rpartition(" ")
+            if sample == name:
+                return float(value)
+        return 0.0
 
     def audit(self, action: str) -> list[tuple[str, str, str]]:
         """Actor, object and result of every audit record of ``action``, oldest first."""

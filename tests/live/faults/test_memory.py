@@ -1,14 +1,16 @@
 """What a gateway process weighs when it is idle, and that requests do not make it heavier.
 
-``SOAK_SECONDS`` sets the length of the soak, ``SOAK_REQUESTS`` ends it earlier; 20 seconds are for every day. A
+``SOAK_SECONDS`` sets the length of the soaks, ``SOAK_REQUESTS`` ends them earlier; 20 seconds are for every day. A
 million::
 
-    SOAK_SECONDS=2300 SOAK_REQUESTS=1000000 python -m pytest -s -k leave_nothing tests/live/faults/test_memory.py
+    SOAK_SECONDS=2300 SOAK_REQUESTS=1000000 python -m pytest -s -k leave tests/live/faults/test_memory.py
 """
 
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
 import json
 import os
 import re
@@ -16,10 +18,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -133,6 +138,96 @@ async def test_requests_leave_nothing_behind(alone: GatewayProcess) -> None:
     middle = max(size for count, size in sizes if 0.35 * total <= count <= 0.6 * total)
     last = max(size for count, size in sizes if count >= 0.8 * total)
     assert last - middle < MAX_GROWTH, sizes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+async def test_no_dialect_leaves_anything_behind(stack: Any) -> None:
+    """Texts, pictures, tensors, compressed bodies and streams, good and bad, at the gateway with every model."""
+    calls = dialect_calls()
+    statuses: Counter[int] = Counter()
+    sizes: list[tuple[int, float]] = []
+    limits = httpx.Limits(max_connections=CLIENTS)
+    async with httpx.AsyncClient(
+        base_url=stack.gateway_url, headers=stack.headers, timeout=120, limits=limits
+    ) as client:
+
+        async def send(number: int) -> None:
+            answer = await client.post(**calls[number % len(calls)])
+            statuses[answer.status_code] += 1
+
+        for number in range(3 * len(calls)):  # what is loaded with the first of a kind stays
+            await send(number)
+        end = time.monotonic() + SOAK_S
+
+        def going() -> bool:
+            return time.monotonic() < end and statuses.total() < SOAK_REQUESTS
+
+        async def work(number: int) -> None:
+            while going():
+                number += 1
+                await send(number)
+
+        async def weigh() -> None:
+            while going():
+                text = (await client.get(stack.metrics_url)).text
+                found = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.M)
+                assert found is not None
+                sizes.append((statuses.total(), float(found[1])))
+                if SOAK_S > 60:
+                    print(f"{sizes[-1][0]} requests: {sizes[-1][1] / MIB:.1f} MiB", flush=True)
+                await asyncio.sleep(SOAK_S / LOOKS)
+
+        await asyncio.gather(weigh(), *(work(number * 7) for number in range(8)))
+    print(f"\n{dict(statuses)}; requests and MiB: {[(count, round(size / MIB)) for count, size in sizes]}")
+    assert statuses.keys() <= {200, 400, 404, 415, 422, 503}
+    assert statuses[200] > 0.6 * statuses.total()
+    half = sizes[len(sizes) // 3 : 2 * len(sizes) // 3]
+    assert max(size for _, size in sizes[-len(half) :]) - max(size for _, size in half) < 2 * MAX_GROWTH, sizes
+
+
+def dialect_calls() -> list[dict[str, Any]]:
+    """One of each kind: arguments of a POST."""
+    picture = io.BytesIO()
+    Image.radial_gradient("L").resize((640, 480)).convert("RGBA").save(picture, "PNG")
+    photo = io.BytesIO()
+    Image.linear_gradient("L").resize((1600, 1200)).convert("RGB").save(photo, "JPEG")
+    rows = np.random.default_rng(0).standard_normal((64, 64)).astype("<f4")
+    tensor = {"name": "INPUT", "shape": [64, 64], "datatype": "FP32"}
+    head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": rows.nbytes}}]}).encode()
+    sized = {"inference-header-content-length": str(len(head)), "content-type": "application/octet-stream"}
+    plain = json.dumps({"inputs": [{**tensor, "data": rows.tolist()}]}).encode()
+    infer, text = "/v2/models/identity/infer", "The tide came in, and it was wonderful. " * 20
+    zipped = {"content-type": "application/json", "content-encoding": "gzip", "accept-encoding": "gzip"}
+    labels = {"candidate_labels": ["the sea", "politics"]}
+    similar = {"source_sentence": text, "sentences": [text, "Another."]}
+    return [
+        {"url": "/hf/models/sentiment", "json": {"inputs": [text, "No."]}},
+        {"url": "/hf/models/entities", "json": {"inputs": "Angela Merkel lives in Berlin."}},
+        {"url": "/hf/models/qa", "json": {"inputs": {"question": "What came in?", "context": text}}},
+        {
+            "url": "/hf/models/embeddings/pipeline/zero-shot-classification",
+            "json": {"inputs": text, "parameters": labels},
+        },
+        {"url": "/hf/models/imagenet", "content": photo.getvalue()},
+        {"url": "/hf/models/imagenet", "content": picture.getvalue(), "headers": {"content-type": "image/png"}},
+        {"url": "/hf/models/digits", "content": picture.getvalue()},
+        {"url": "/hf/models/imagenet", "content": photo.getvalue()[:5_000]},
+        {"url": "/hf/models/sentiment", "json": {"inputs": []}},
+        {"url": "/v1/embeddings", "json": {"model": "embeddings", "input": [text, "No."]}},
+        {"url": "/v1/embeddings", "json": {"model": "embeddings", "input": text, "encoding_format": "base64"}},
+        {"url": "/v1/embeddings", "content": b"{"},
+        {"url": "/tei/embeddings/embed", "json": {"inputs": ["One.", "Two."]}},
+        {"url": "/tei/embeddings/rerank", "json": {"query": "tide", "texts": [text, "No."]}},
+        {"url": "/tei/embeddings/similarity", "json": {"inputs": similar}},
+        {"url": "/tei/embeddings/tokenize", "json": {"inputs": text * 20}},
+        {"url": "/tei/embeddings/embed", "json": {"inputs": 7}},
+        {"url": infer, "content": head + rows.tobytes(), "headers": sized},
+        {"url": infer, "content": plain, "headers": {"content-type": "application/json"}},
+        {"url": infer, "content": gzip.compress(plain), "headers": zipped},
+        {"url": infer, "content": plain[:-100]},
+        {"url": "/v2/models/identity/generate_stream", "json": {"INPUT": rows[0].tolist()}},
+    ]
 
 
 def soak_requests(pool: HttpPool) -> list[bytes]:

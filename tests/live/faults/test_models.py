@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -11,6 +11,7 @@ import pytest
 
 from tests.live.faults.conftest import Fleet
 from tests.live.faults.ledger import ClientLedger, eventually
+from tests.live.faults.servers import write_recorder
 
 pytestmark = pytest.mark.live
 
@@ -56,7 +57,7 @@ async def test_reloads_under_load_are_not_noticed(fleet: Fleet, poll: Poll, mode
     books.check(poll, {200})
     other.check(poll, {200})
     rows = fleet.gateway.audit("model.load")[before:]
-    assert [(model, result) for _, model, result in rows] == [("recorder", "ok")] * 3
+    assert [(model, result) for _, model, result in rows] == [("recorder", "begun"), ("recorder", "ok")] * 3
     assert rows[0][0] in fleet.gateway.key  # the key's id
 
 
@@ -103,7 +104,10 @@ async def test_a_reload_that_fails_leaves_the_old_version_serving(fleet: Fleet, 
     books.check(poll, {200})
     async with books.client() as client:
         assert (await client.get("/healthz/ready")).status_code == 200
-    assert [row[1:] for row in fleet.gateway.audit("model.load")[before:]] == [("recorder", "failed")]
+    assert [row[1:] for row in fleet.gateway.audit("model.load")[before:]] == [
+        ("recorder", "begun"),
+        ("recorder", "failed"),
+    ]
 
 
 async def test_changes_of_models_need_the_right_and_a_model_that_is_there(fleet: Fleet) -> None:
@@ -117,3 +121,52 @@ async def test_changes_of_models_need_the_right_and_a_model_that_is_there(fleet:
             assert answer.status_code in {403, 404}
         assert (await client.get("/v2/models/recorder/ready")).status_code == 200
     assert len(fleet.gateway.audit("model.load")) == before
+
+
+# --- what another gateway, or somebody at Triton, loads anew
+
+CHANGING = "changing"
+
+
+@pytest.fixture
+async def changing(fleet: Fleet) -> AsyncIterator[str]:
+    """A model that both Tritons have: up to 8 rows of 2 numbers."""
+    write_recorder(fleet.repository, CHANGING, 8, 2)
+    assert (await change(fleet, "load", CHANGING)).status_code == 200
+    yield CHANGING
+    for triton in fleet.tritons:
+        await asyncio.to_thread(triton.unload, CHANGING)
+
+
+def takes(fleet: Fleet, rows: int, width: int) -> int:
+    """What a request of ``rows`` of ``width`` gets."""
+    tensor = {"name": "INPUT", "shape": [rows, width], "datatype": "FP64", "data": [1.0, 0.0, 0.0][:width] * rows}
+    url = f"{fleet.gateway.url}/v2/models/{CHANGING}/infer"
+    return httpx.post(url, json={"inputs": [tensor]}, headers=fleet.gateway.headers, timeout=30).status_code
+
+
+async def test_what_another_gateway_loads_anew_is_known_to_all(
+    fleet: Fleet, running_fleets: dict[str, Fleet], changing: str
+) -> None:
+    """Two gateways before the same Tritons: one has the model loaded with other inputs and a smaller batch."""
+    other = running_fleets["grpc"]
+    await eventually(lambda: takes(other, 8, 2) == 200)
+    assert takes(fleet, 8, 2) == 200
+    write_recorder(fleet.repository, changing, 4, 3)
+    assert (await change(fleet, "load", changing)).status_code == 200
+    assert [takes(fleet, *form) for form in ((4, 3), (5, 3), (1, 2))] == [200, 422, 422]  # at once where it was asked
+    await eventually(lambda: takes(other, 4, 3) == 200)
+    assert [takes(other, *form) for form in ((5, 3), (1, 2))] == [422, 422]
+
+
+async def test_what_somebody_loads_anew_in_triton_itself_is_known_too(fleet: Fleet, changing: str) -> None:
+    """A smaller batch, under load that fills batches: nobody's answer is spoilt by what the gateway did not know."""
+    write_recorder(fleet.repository, changing, 2, 2)
+    for triton in fleet.tritons:
+        await asyncio.to_thread(triton.load, changing)
+    books = ClientLedger(fleet, model=changing)
+    await books.load(16, lambda: books.count(200) >= 100)
+    assert set(books.statuses) == {200}
+    assert all(entry.right for entry in books.entries)
+    await eventually(lambda: takes(fleet, 3, 2) == 422)
+    assert takes(fleet, 2, 2) == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -15,6 +16,9 @@ from tests.live.hostile.invariants import Gateway, Invariants
 from tests.live.hostile.second import Second, second_gateway
 
 __all__ = ["invariants", "near", "operator"]
+
+WAYS = ("http", "grpc")
+"""To infer; ``@pytest.mark.parametrize("way", WAYS, indirect=True)`` runs a test in both."""
 
 
 @pytest.fixture(scope="session")
@@ -50,24 +54,40 @@ def invariants(stack: Any) -> Iterator[Invariants]:
 
 
 @pytest.fixture(scope="session")
-def served_fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeTriton, Second]]:
-    """A Triton that misbehaves as it is told, and a gateway in front of it."""
-    server = FakeTriton()
-    try:
-        with second_gateway(tmp_path_factory.mktemp("fake"), server.address) as running:
-            yield server, running
-    finally:
-        server.close()
+def served_fakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[FakeTriton, Second]]]:
+    """A Triton that misbehaves as it is told and a gateway in front of it, for each way to infer."""
+    with ExitStack() as stack:
+        running = {}
+        for way in WAYS:
+            server = FakeTriton()
+            stack.callback(server.close)
+            target = server.target if way == "http" else server.address
+            second = stack.enter_context(second_gateway(tmp_path_factory.mktemp(f"fake-{way}"), target))
+            second.gateway.private += (server.address,)
+            running[way] = (server, second)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def served_fake(served_fakes: dict[str, tuple[FakeTriton, Second]]) -> tuple[FakeTriton, Second]:
+    """A Triton that misbehaves as it is told, and a gateway in front of it that infers over HTTP."""
+    return served_fakes[WAYS[0]]
 
 
 @pytest.fixture
-def fake(served_fake: tuple[FakeTriton, Second]) -> FakeTriton:
+def way(request: pytest.FixtureRequest) -> str:
+    """How the gateway in front of ``fake`` infers: ``http``, or what a test that is run in all :data:`WAYS` says."""
+    return str(getattr(request, "param", WAYS[0]))
+
+
+@pytest.fixture
+def fake(served_fakes: dict[str, tuple[FakeTriton, Second]], way: str) -> FakeTriton:
     """The Triton, as it was at first."""
-    served_fake[0].reset()
-    return served_fake[0]
+    served_fakes[way][0].reset()
+    return served_fakes[way][0]
 
 
 @pytest.fixture
-def second(served_fake: tuple[FakeTriton, Second]) -> Second:
+def second(served_fakes: dict[str, tuple[FakeTriton, Second]], way: str) -> Second:
     """The gateway in front of ``fake``."""
-    return served_fake[1]
+    return served_fakes[way][1]

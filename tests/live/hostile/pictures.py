@@ -69,6 +69,18 @@ def many_scans_jpeg(side: int, scans: int) -> bytes:
     return data[:end] + data[begin:end] * scans + data[end:]
 
 
+def motion_photo() -> bytes:
+    """A photo with its film behind it, in which the beginning of a scan seems to stand again and again."""
+    return plain("JPEG") + b"\x00\x00\x00\x18ftypmp42" + b"\xff\xda\x00\x08" * 1_000
+
+
+def largest_png() -> bytes:
+    """50 million transparent pixels in 190 KB."""
+    buffer = io.BytesIO()
+    Image.new("RGBA", (7_071, 7_071)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def huge_webp() -> bytes:
     """A lossless WebP's header of 16,384 × 16,384 pixels."""
     bits = (16383) | (16383 << 14)

@@ -83,7 +83,7 @@ class TestShapes:
 CHANGES: tuple[dict[str, Any], ...] = (
     {"data": []}, {"data": ROW[1:]}, {"data": [*ROW, 1]}, {"data": [ROW, ROW]}, {"data": None},
     {"data": [ROW[:32], ROW[:31]]}, {"data": [[1], 2]}, {"data": {}}, {"data": "AAAA"}, {"data": 1},
-    {"data": ["1"] * 64}, {"data": [None] * 64}, {"data": [True] * 64}, {"data": [{}] * 64},
+    {"data": ["1"] * 64}, {"data": [None] * 64}, {"data": [True] * 64}, {"data": [True, *ROW[1:]]}, {"data": [{}] * 64},
     {"data": [1e39] * 64}, {"data": [10**300] * 64},
     {"datatype": "FP64"}, {"datatype": "fp32"}, {"datatype": "BYTES"}, {"datatype": ""}, {"datatype": "FP32 "},
     {"datatype": 1}, {"datatype": None}, {"datatype": "X" * 100_000}, {"name": None}, {"name": 1}, {"name": ""},
@@ -104,10 +104,12 @@ REQUESTS: tuple[dict[str, Any], ...] = (
     infer_body(outputs=["OUTPUT"]), infer_body(outputs=[{}]), infer_body(outputs=[{"name": 1}]),
     infer_body(outputs=[{"name": "OUTPUT", "shape": [1]}]), infer_body(id=1), infer_body(id=["a"]),
     infer_body(parameters=[]), infer_body(parameters="a"), infer_body(model_name="digits"), infer_body(x=1),
+    infer_body(model_name=""), infer_body(model_name=["identity"]), infer_body(model_version="1"),
 )  # fmt: skip
 VALUES: tuple[tuple[str, list[Any]], ...] = (
     ("INT64", [2**63]), ("INT64", [-(2**63) - 1]), ("INT64", [1.5]), ("INT64", [True]), ("INT64", ["1"]),
-    ("INT32", [2**31]), ("UINT64", [-1]), ("UINT64", [2**64]), ("BOOL", [1]), ("BYTES", [1]), ("BYTES", [None]),
+    ("INT32", [2**31]), ("FP32", [True]), ("UINT64", [-1]), ("UINT64", [2**64]), ("BOOL", [1]), ("BYTES", [1]),
+    ("BYTES", [None]),
 )  # fmt: skip
 
 
@@ -140,13 +142,17 @@ class TestTensors:
                     case.refused(send.post(path, infer_body(mask, tokens)), 422, "oip")
 
     def test_generate(self, invariants: Invariants, send: Sender, subtests: pytest.Subtests) -> None:
-        """``digits`` takes UINT8: nothing is wrapped around or cut off."""
-        name = send.http.get("/v2/models/digits").json()["inputs"][0]["name"]
-        with invariants.case() as case:
-            for value in (300, -1, 1.5, "a", True, None, [1], 10**30):
-                for path in ("generate", "generate_stream"):
+        """``sentiment`` takes INT64: nothing is wrapped around or cut off, and right values of that form are taken."""
+        good = {"input_ids": [101, 2204, 102], "attention_mask": [1] * 3}
+        with invariants.case(usage={"completed": 2}) as case:
+            for path in ("generate", "generate_stream"):
+                answer = send.post(f"/v2/models/sentiment/{path}", good)
+                assert case.see(answer).status_code == 200, answer.text
+                for value in (2**63, -(2**63) - 1, 1.5, "a", True, None, [1], 10**30):
                     with subtests.test(value=value, path=path):
-                        case.refused(send.post(f"/v2/models/digits/{path}", {name: [value] * 784}), 422, "oip")
+                        body = good | {"input_ids": [101, value, 102]}
+                        answer = case.refused(send.post(f"/v2/models/sentiment/{path}", body), 422, "oip")
+                        assert "input_ids" in answer.text
 
     def test_grpc(self, invariants: Invariants, send: Sender) -> None:
         """The same over gRPC, and what only its messages can say."""

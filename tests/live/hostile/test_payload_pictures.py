@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,24 @@ class TestPictures:
             assert invariants.metrics()["process_cpu_seconds_total"] - before < 2.0
             answer = send.http.post("/hf/models/imagenet", content=pictures.many_scans_jpeg(64, 20))
             assert case.see(answer).status_code == 200, answer.text
+
+    def test_a_motion_photo(self, invariants: Invariants, send: Sender) -> None:
+        """What stands behind the end of a picture is no part of it."""
+        with invariants.case(usage={"completed": 1}) as case:
+            answer = send.http.post("/hf/models/imagenet", content=pictures.motion_photo())
+            assert case.see(answer).status_code == 200, answer.text
+
+    @pytest.mark.slow
+    def test_the_largest_pictures(self, invariants: Invariants, send: Sender) -> None:
+        """Legal, and two thousand times as large as their files; nothing of them is left."""
+        data = pictures.largest_png()
+        with invariants.case(usage={"completed": 6}, growth_mib=96) as case, ThreadPoolExecutor(6) as threads:
+            headers = {"content-type": "image/png"}
+            answers = [
+                threads.submit(send.http.post, "/hf/models/imagenet", content=data, headers=headers) for _ in range(6)
+            ]
+            for answer in answers:
+                assert case.see(answer.result()).status_code == 200, answer.result().text
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
     def test_an_exif_bomb(self, invariants: Invariants, send: Sender, kind: str) -> None:

@@ -216,10 +216,11 @@ def test_56_triton_listens_on_loopback_only(stack: Any) -> None:
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert set().union(*listening.values()) <= loopback
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing; tells which address faces outward
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; tells which address faces outward
+        except OSError as error:
+            pytest.skip(f"this machine has no address but loopback: {error}")
         outward = probe.getsockname()[0]
-    if outward.startswith("127."):
-        pytest.skip("this machine has no address but loopback")
     for port in ports:
         with pytest.raises(ConnectionRefusedError), socket.create_connection((outward, port), timeout=5):
             pass
