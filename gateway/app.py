@@ -46,7 +46,7 @@ from gateway.telemetry import logs
 from gateway.telemetry.metrics import CONTENT_TYPE, Metrics
 from gateway.telemetry.tracing import Tracing, TracingError
 from gateway.tls import Tls, TlsError, open_tls
-from gateway.triton.coalescer import Coalescer
+from gateway.triton.coalescer import Coalescer, PatientCoalescer
 from gateway.triton.pool import Pool
 
 log = structlog.get_logger(__name__)
@@ -186,17 +186,20 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             settings.triton_targets,
             connect_timeout_s=settings.triton_connect_timeout_s,
             health_interval_s=settings.triton_health_interval_s,
+            eject=settings.triton_eject,
             eject_after=settings.triton_eject_after,
+            retry_ratio=settings.triton_retry_ratio,
             max_outstanding=settings.triton_max_outstanding,
         )
         await pool.start()
         stack.push_async_callback(pool.stop)
-        coalescer = Coalescer(
+        coalescer = (Coalescer if settings.cancel else PatientCoalescer)(
             pool,
             enabled=settings.coalesce,
             in_flight=settings.coalesce_in_flight,
             max_queue=settings.max_queue,
             shed=settings.shed,
+            retry=settings.coalesce_retry,
             on_batch=metrics.batch,
             servers=pool.servers,
         )

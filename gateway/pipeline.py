@@ -229,7 +229,9 @@ class Pipeline:
         return model in self.pool.ready_models()
 
     def set_timeout(self, call: Call, seconds: float) -> None:
-        """Move the deadline to ``seconds`` after the request was received, at most what setting and tier allow."""
+        """Move the deadline to ``seconds`` after the request was received, at most what settings and tier allow."""
+        if not self.settings.deadlines:
+            return
         limit = min(seconds, self.settings.max_timeout_s)
         if call.principal is not None:
             limit = min(limit, self._admission.max_timeout_s(call.principal) or limit)

@@ -90,6 +90,10 @@ class Settings(BaseSettings):
     triton_connect_timeout_s: float = Field(2.0, gt=0, description="Seconds to connect before another server is tried.")
     triton_health_interval_s: float = Field(1.0, gt=0, description="Seconds between readiness probes of each server.")
     triton_eject_after: int = Field(3, ge=1, description="Consecutive failures that take a server out of the pool.")
+    triton_eject: bool = Field(True, description="Let a server rest that fails again and again.")
+    triton_retry_ratio: float = Field(
+        0.1, ge=0, le=1, description="Retries on another server, at most this part of the requests (0: none)."
+    )
     triton_max_outstanding: int = Field(
         256, ge=1, description="Requests in flight to one server; more go to others, or are refused (503)."
     )
@@ -114,6 +118,12 @@ class Settings(BaseSettings):
     coalesce_in_flight: int = Field(
         2, ge=1, description="Triton requests in flight for a model on each server before others wait and coalesce."
     )
+    coalesce_retry: bool = Field(
+        True,
+        description="Execute again, in smaller batches, what was in a batch that failed (off: if idempotent).",
+    )
+    deadlines: bool = Field(True, description="Answer 504 when a request's deadline passes.")
+    cancel: bool = Field(True, description="Take back the work of clients that have gone (off: it is ended).")
     length_buckets: bool = Field(True, description="Pad token ids to a bucket (off: to the longest text of the call).")
     preprocess_threads: int = Field(2, ge=1, description="Threads that decode images and tokenise long texts.")
     max_image_pixels: int = Field(

@@ -48,6 +48,12 @@ log = structlog.get_logger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
+REFLECTION_SERVICES = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
+"""The same messages under two names: tools ask for the later one first."""
+WATCH_S = 0.5
+"""Between two looks at whether health has changed."""
+MAX_WATCHES = 256
+"""Watches of health at once: they take no key."""
 
 STATUS_CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -70,6 +76,10 @@ STATUS_CODES = {
 
 Answer = Callable[[Any, Call], Awaitable[Any]]
 
+_SERVICE_UNKNOWN = bytes(
+    health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN).SerializeToString()
+)
+
 
 class KserveGrpc:
     """The service's handlers, for :class:`~gateway.http2.server.RpcServer`."""
@@ -80,7 +90,10 @@ class KserveGrpc:
         self._pipeline = pipeline
         self._version = version
         self._labels = Labels(pipeline)
-        self._reflection = reflection.aio.ReflectionServicer((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME))
+        self._reflection = reflection.aio.ReflectionServicer((SERVICE, HEALTH_SERVICE, *REFLECTION_SERVICES))
+        self._guarded: dict[str, tuple[str, Scope]] = {}
+        """Operation and scope by path, of all methods that need a key."""
+        self._watches = 0
 
     def methods(self) -> Methods:
         """The handlers by path: the service, health and reflection."""
@@ -97,29 +110,49 @@ class KserveGrpc:
             "RepositoryModelLoad": (self.load, "models:admin"),
             "RepositoryModelUnload": (self.unload, "models:admin"),
         }
+        scopes = {name: scope for name, (_, scope) in unary.items()} | {"ModelStreamInfer": "infer"}
+        self._guarded = {f"/{SERVICE}/{name}": (name, scope) for name, scope in scopes.items() if scope is not None}
         parsers: dict[str, Callable[[bytes], Any]] = {
             name: partial(_parsed, getattr(pb, f"{name}Request").FromString) for name in unary
         } | {"ModelInfer": parse_infer}
         handlers = {
-            f"/{SERVICE}/{name}": self._unary(name, answer, scope, parsers[name])
-            for name, (answer, scope) in unary.items()
+            f"/{SERVICE}/{name}": self._unary(name, answer, parsers[name]) for name, (answer, _) in unary.items()
         }
         return Methods(
             {**handlers, f"/{HEALTH_SERVICE}/Check": self.health_check},
             {
                 f"/{SERVICE}/ModelStreamInfer": self.model_stream_infer,
-                f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": self.reflect,
+                f"/{HEALTH_SERVICE}/Watch": self.health_watch,
+                **{f"/{name}/ServerReflectionInfo": self.reflect for name in REFLECTION_SERVICES},
             },
+            self.admit,
         )
 
     # --- the way in
 
-    def _unary(self, operation: str, answer: Answer, scope: Scope | None, parse: Callable[[bytes], Any]) -> Any:
+    async def admit(self, stream: RpcStream) -> bool:
+        """Authenticate a call by its headers, as over HTTP: nothing of a stranger's message is read."""
+        guarded = self._guarded.get(stream.head.path)
+        if guarded is None:
+            return False
+        operation, scope = guarded
+        call = self._call(operation, stream)
+        try:
+            await self._authenticate(call, stream, scope)
+        except asyncio.CancelledError:
+            self._finished(call, ClientClosed.status)
+            raise
+        except Exception as error:
+            failure = await self._failed(error, call)
+            self._finished(call, failure.status)
+            raise _status(failure, call) from error
+        stream.context = call
+        return True
+
+    def _unary(self, operation: str, answer: Answer, parse: Callable[[bytes], Any]) -> Any:
         async def handle(stream: RpcStream, body: bytes) -> bytes:
-            call = self._call(operation, stream)
+            call = self._call(operation, stream) if stream.context is None else stream.context
             try:
-                if scope is not None:
-                    await self._authenticate(call, stream, scope)
                 call.bytes_in = len(body)
                 message = parse(body)
                 if call.idempotency_key is not None and operation == "ModelInfer":
@@ -201,6 +234,27 @@ class KserveGrpc:
         """``grpc.health.v1``: for the empty service name and for this one."""
         if _parsed(health_pb2.HealthCheckRequest.FromString, body).service not in {"", SERVICE}:
             raise StatusError(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return self._health()
+
+    async def health_watch(self, _stream: RpcStream, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """The same whenever it changes, until the client or the gateway goes; of other services: not known."""
+        if self._watches >= MAX_WATCHES:
+            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watches; use Check")
+        self._watches += 1
+        try:
+            async for body in messages:
+                known = _parsed(health_pb2.HealthCheckRequest.FromString, body).service in {"", SERVICE}
+                said = b""
+                while not (said and self._pipeline.draining):
+                    now = self._health() if known else _SERVICE_UNKNOWN
+                    if now != said:
+                        said = now
+                        yield now
+                    await asyncio.sleep(WATCH_S)
+        finally:
+            self._watches -= 1
+
+    def _health(self) -> bytes:
         states = health_pb2.HealthCheckResponse
         serving = bool(self._pipeline.pool.ready_models()) and not self._pipeline.draining
         return bytes(states(status=states.SERVING if serving else states.NOT_SERVING).SerializeToString())

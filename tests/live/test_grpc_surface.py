@@ -14,7 +14,7 @@ import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.grpc.auth import BasicAuth
@@ -52,11 +52,24 @@ def test_health_is_that_of_grpc(channel: grpc.Channel) -> None:
     assert caught.value.code() == S.NOT_FOUND
 
 
-def test_reflection_describes_what_is_served(channel: grpc.Channel) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+def test_health_can_be_watched(channel: grpc.Channel) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    states = health_pb2.HealthCheckResponse
+    for service, state in (("", states.SERVING), (SERVICE, states.SERVING), ("nothing", states.SERVICE_UNKNOWN)):
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=service), timeout=20)
+        assert next(watch).status == state
+        watch.cancel()
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_describes_what_is_served(channel: grpc.Channel, version: str) -> None:
+    ask_all = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString, reflection_pb2.ServerReflectionResponse.FromString,
+    )  # fmt: skip
 
     def ask(**request: str) -> Any:
-        (reply,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**request)]), timeout=20)
+        (reply,) = ask_all(iter([reflection_pb2.ServerReflectionRequest(**request)]), timeout=20)
         return reply
 
     services = {service.name for service in ask(list_services="*").list_services_response.service}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -136,6 +137,7 @@ async def changing(fleet: Fleet) -> AsyncIterator[str]:
     yield CHANGING
     for triton in fleet.tritons:
         await asyncio.to_thread(triton.unload, CHANGING)
+    shutil.rmtree(fleet.repository / CHANGING)  # gateways that start later would wait for it
 
 
 def takes(fleet: Fleet, rows: int, width: int) -> int:

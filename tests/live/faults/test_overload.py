@@ -99,26 +99,35 @@ async def hold_at_overload(fleet: Fleet, load: Load, key: str) -> None:
 
     watcher = asyncio.create_task(watch_health())
     before = await peak_of(load, key)
-    shares: dict[int, float] = {}
-    for factor in (2, 4) * 3:
-        if shares.get(factor, 0.0) >= GOODPUT:
-            continue  # another try where others used the machine during the first
-        answers = (await load.open({key: factor * before}, SECONDS))[key]
-        good = answers.goodput(DEADLINE_S, 1.0, SECONDS)
-        after = await peak_of(load, key)
-        before, peak = after, (before + after) / 2  # the machine's own speed changes too
-        print(f"\npeak {peak:.0f}/s; at {factor}x {good:.0f}/s ({good / peak:.0%}): {answers}")
-        assert set(answers.statuses) <= {200, 503, 504}
-        shares[factor] = max(good / peak, shares.get(factor, 0.0))
-        late = np.count_nonzero(answers.of(200) > DEADLINE_S) + len(answers.of(504))
-        assert late <= 0.01 * len(answers.of(200, 504)), str(answers)
-        assert answers.of(503).size, f"nothing was refused: {answers}"
-        assert np.median(answers.of(503)) < 0.005, str(answers)
-        assert np.quantile(answers.of(503), 0.99) < DEADLINE_S / 3, str(answers)
+    for factor in (2, 4):
+        failed = ""
+        for _ in range(3):  # tried again where others used the machine meanwhile
+            answers = (await load.open({key: factor * before}, SECONDS))[key]
+            after = await peak_of(load, key)
+            before, peak = after, (before + after) / 2  # the machine's own speed changes too
+            good = answers.goodput(DEADLINE_S, 1.0, SECONDS)
+            print(f"\npeak {peak:.0f}/s; at {factor}x {good:.0f}/s ({good / peak:.0%}): {answers}")
+            assert set(answers.statuses) <= {200, 503, 504}
+            failed = collapsed(answers, good / peak)
+            if not failed:
+                break
+        assert not failed
     stop.set()
     await watcher
-    assert min(shares.values()) >= GOODPUT, shares
     assert max(pauses) < 2.0
+
+
+def collapsed(answers: Answers, share: float) -> str:
+    """What is wrong with the way an overload was served, of which ``share`` of the peak was good; empty if nothing."""
+    if share < GOODPUT:
+        return f"goodput was {share:.0%} of its peak: {answers}"
+    late = np.count_nonzero(answers.of(200) > DEADLINE_S) + len(answers.of(504))
+    if late > 0.01 * len(answers.of(200, 504)):
+        return f"{late} were accepted and late: {answers}"
+    refused = answers.of(503)
+    if not refused.size or np.median(refused) > 0.005 or np.quantile(refused, 0.99) > DEADLINE_S / 3:
+        return f"it was not refused fast: {answers}"
+    return ""
 
 
 async def peak_of(load: Load, key: str) -> float:

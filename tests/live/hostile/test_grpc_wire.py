@@ -101,6 +101,27 @@ class TestMessages:
                     channel.unary_unary(INFER)(sent, timeout=20)
                 case.grpc_refused(caught.value, S.UNAUTHENTICATED)
 
+    @pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer", "RepositoryModelLoad"])
+    @pytest.mark.parametrize(
+        ("key", "times"), [((), 50), ((("authorization", "Bearer tg_live_wrong"),), 2)], ids=["no key", "a wrong key"]
+    )
+    def test_without_a_key_nobody_waits_for_it(
+        self, invariants: Invariants, method: str, key: tuple[tuple[str, str], ...], times: int
+    ) -> None:
+        """Refused when the headers are there: the message may never come, and nothing of it is kept."""
+        with invariants.case(growth_mib=8), h2.connect(invariants.gateway.grpc_address) as connection:
+            for stream in range(1, 2 * times, 2):
+                block = h2.headers(f"{SERVICE}/{method}", *key)
+                connection.sendall(h2.frame(h2.HEADERS, stream, block, h2.END_HEADERS))
+                begun = framed(bytes(40_000), length=30 * 2**20)
+                for at in range(0, len(begun), 16_384):
+                    connection.sendall(h2.frame(h2.DATA, stream, begun[at : at + 16_384]))
+                decoder, found = hpack.Decoder(), {}
+                for answer in h2.read_answer(connection, stream, 10.0):
+                    found |= {str(name): str(value) for name, value in decoder.decode(answer)}
+                assert CODES[int(found["grpc-status"])] == S.UNAUTHENTICATED
+                assert found["x-request-id"]
+
     def test_empty_messages(self, invariants: Invariants, channel: grpc.Channel) -> None:
         metadata = tuple(invariants.gateway.headers.items())
         with invariants.case() as case:
