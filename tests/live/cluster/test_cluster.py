@@ -117,7 +117,7 @@ def test_a_key_revoked_on_one_gateway_is_refused_by_all_in_time(cluster: Cluster
 
 
 def test_gateways_are_killed_under_load_and_the_books_balance(cluster: Cluster, poll: Callable[..., None]) -> None:
-    poll(lambda: balanced(cluster), 60, "open books")
+    poll(lambda: balanced(cluster), 120, "open books")
     headers = cluster.make_key(project="load")
     before = cluster.inferred()
     with cluster.load(headers) as answers:
