@@ -20,7 +20,7 @@ TASKS = [
     ("views/entities.py", "Named entities", ":material/person_pin:", "Who, where and what is named?"),
     ("views/question_answering.py", "Question answering", ":material/quiz:", "Where does the text say it?"),
     ("views/translation.py", "Translation", ":material/translate:", "Chinese → English → French"),
-    ("views/similarity.py", "Embeddings and similarity", ":material/grid_on:", "Which sentences mean the same?"),
+    ("views/similarity.py", "Sentence similarity", ":material/grid_on:", "Which sentences mean the same?"),
     ("views/zero_shot.py", "Zero-shot labels", ":material/label:", "Your own labels, no training"),
 ]
 

@@ -44,9 +44,11 @@ def find(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def run(venv: Path, **options: int) -> subprocess.CompletedProcess[str]:
-    """``make run`` with the environment ``venv``."""
+    """``make run`` with the environment ``venv``, as from a shell: these tests may run below ``make test``."""
+    above = {"MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "GNUMAKEFLAGS"}
+    environment = {name: value for name, value in os.environ.items() if name not in above}
     return subprocess.run(
-        [MAKE, "--no-print-directory", "run", f"VENV={venv}"], cwd=ROOT, text=True, timeout=60,
+        [MAKE, "--no-print-directory", "run", f"VENV={venv}"], cwd=ROOT, text=True, timeout=60, env=environment,
         stderr=subprocess.PIPE, **({"stdout": subprocess.PIPE} | options),
     )  # fmt: skip
 

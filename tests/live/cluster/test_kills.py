@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import httpx
 import pytest
 
 from tests.live.cluster.conftest import BODY, INFER, Cluster
+from tests.live.cluster.loops import Loops
 from tests.live.faults.servers import ROOT, GatewayProcess
 
 pytestmark = [pytest.mark.live, pytest.mark.database, pytest.mark.redis, pytest.mark.slow]
@@ -26,25 +26,14 @@ KILLS = int(os.environ.get("GATEWAY_KILLS", "3"))
 CLIENTS = 8
 
 
-class Clients:
-    """Closed loops that ask whatever gateway there is, and keep what they saw."""
+class Clients(Loops):
+    """Closed loops that ask whatever gateway there is: status, its own request id, usage id."""
 
     def __init__(self, gateway: GatewayProcess) -> None:
+        super().__init__()
         self._gateway = gateway
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._loop, args=(number,)) for number in range(CLIENTS)]
-        self.seen: list[tuple[int, str, str]] = []
-        """Status (0: the connection broke), the client's own request id, usage id."""
-
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        for number in range(CLIENTS):
+            self.begin(self._loop, number)
 
     def count(self, status: int) -> int:
         return sum(seen == status for seen, _, _ in self.seen)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import httpx
 import pytest
 
 from tests.live.cluster.conftest import BODY, INFER, Cluster
+from tests.live.cluster.loops import Loops
 from tests.live.faults.servers import ROOT, GatewayProcess
 
 pytestmark = [pytest.mark.live, pytest.mark.database, pytest.mark.redis, pytest.mark.slow]
@@ -26,27 +26,20 @@ DELAY_S = 2.0
 """What a gateway goes on accepting after SIGTERM: many times what clients take to notice."""
 
 
-class Balancer:
-    """What a load balancer does: asks each gateway whether it is ready, and sends to those that are."""
+class Balancer(Loops):
+    """What a load balancer does: asks each gateway whether it is ready, and sends to those that are.
+
+    Seen are status, gateway and usage id.
+    """
 
     def __init__(self, gateways: list[GatewayProcess]) -> None:
+        super().__init__()
         self._gateways = gateways
         self._ready: set[str] = set()
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._watch, args=(gateway,)) for gateway in gateways]
-        self._threads += [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
-        self.seen: list[tuple[int, str, str]] = []
-        """Status (0: the connection broke), gateway, usage id."""
-
-    def __enter__(self) -> Balancer:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        for gateway in gateways:
+            self.begin(self._watch, gateway)
+        for number in range(CLIENTS):
+            self.begin(self._ask, number)
 
     def ready(self, gateway: GatewayProcess) -> bool:
         return gateway.url in self._ready

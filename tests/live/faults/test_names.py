@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import shlex
 import socket
 import subprocess
@@ -30,9 +31,14 @@ class Names:
 
     def __init__(self, folder: Path, unshare: str) -> None:
         self._hosts, resolver = folder / "hosts", folder / "resolv.conf"
+        address = f"127.53.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"  # the protocol gives the port; this is ours
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.53", 53))  # where the port is given by the protocol
-        resolver.write_text("nameserver 127.0.0.53\noptions timeout:5 attempts:2\n")
+        try:
+            self._socket.bind((address, 53))
+        except OSError:
+            self._socket.close()
+            raise
+        resolver.write_text(f"nameserver {address}\noptions timeout:5 attempts:2\n")
         self.know("")
         mounts = f"mount --bind {shlex.quote(str(self._hosts))} /etc/hosts"
         mounts += f" && mount --bind {shlex.quote(str(resolver))} /etc/resolv.conf"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -66,8 +67,9 @@ def second_gateway(
     environment |= {f"TIDEGATE_{name.upper()}": str(value) for name, value in settings.items()}
     ready_file, log_file = data_dir / "ready.json", data_dir / "serve.log"
     command = [
-        sys.executable, "-m", "tidegate", "serve", "--port", "0", "--grpc-port", "0", "--admin-port", "0",
-        "--triton", triton, "--models", models, "--ready-file", str(ready_file),
+        sys.executable, "-X", "faulthandler", "-m", "tidegate", "serve",
+        "--port", "0", "--grpc-port", "0", "--admin-port", "0", "--triton", triton, "--models", models,
+        "--ready-file", str(ready_file),
     ]  # fmt: skip
 
     with log_file.open("wb") as log:
@@ -95,9 +97,8 @@ def second_gateway(
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
-            process.kill()
+            process.send_signal(signal.SIGABRT)  # the log gets every thread's stack
             process.wait()
-            raise
     assert process.returncode == 0, log_file.read_text()
 
 
