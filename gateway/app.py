@@ -190,6 +190,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             eject_after=settings.triton_eject_after,
             retry_ratio=settings.triton_retry_ratio,
             max_outstanding=settings.triton_max_outstanding,
+            cancel_since=settings.triton_cancel_since,
         )
         await pool.start()
         stack.push_async_callback(pool.stop)

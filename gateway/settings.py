@@ -94,6 +94,11 @@ class Settings(BaseSettings):
     triton_retry_ratio: float = Field(
         0.1, ge=0, le=1, description="Retries on another server, at most this part of the requests (0: none)."
     )
+    triton_cancel_since: str = Field(
+        "2.58",
+        pattern=r"^\d+(\.\d+)*$",
+        description="Version of Triton from which it is told of cancellations; older ones may crash of it.",
+    )
     triton_max_outstanding: int = Field(
         256, ge=1, description="Requests in flight to one server; more go to others, or are refused (503)."
     )

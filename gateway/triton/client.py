@@ -12,12 +12,13 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from gateway.errors import BadUpstream, DeadlineExceeded, GatewayError
+from gateway.errors import BadUpstream, GatewayError
 from gateway.settings import TritonAddress
 from gateway.triton.failures import NOT_CONNECTED, NotExecuted, is_refusal, translate_text
 from gateway.triton.http import HttpInference
 from gateway.triton.messages import decode_response, encode_request
 from gateway.triton.statistics import ModelStatistics
+from gateway.triton.unwanted import Unwanted, late, takes_cancellation
 from gateway.types import InferenceRequest, InferenceResult
 
 MAX_MESSAGE_BYTES = 2**31 - 1
@@ -43,7 +44,8 @@ class TritonServer:
     (docs/decisions/0003); everything else, and what HTTP cannot carry, goes over gRPC.
     """
 
-    def __init__(self, address: str, connect_timeout_s: float = 2.0) -> None:
+    def __init__(self, address: str, connect_timeout_s: float = 2.0, cancel_since: str = "2.58") -> None:
+        """``cancel_since``: version from which a Triton is told of cancellations (:mod:`gateway.triton.unwanted`)."""
         parsed = TritonAddress.parse(address)
         self.target = parsed.target
         """host:port of the gRPC endpoint."""
@@ -58,11 +60,23 @@ class TritonServer:
             ("grpc.dns_min_time_between_resolutions_ms", connect_ms),
         )
         self._retired: set[asyncio.Task[None]] = set()
+        self._cancel_since, self._cancels = cancel_since, False
+        self._unwanted = Unwanted()
         self._open()
 
     def _open(self) -> None:
         self._channel = grpc.aio.insecure_channel(self.target, options=self._options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    @property
+    def unwanted(self) -> int:
+        """Calls that nobody waits for, and which it was not told to end."""
+        return len(self._unwanted)
+
+    async def meet(self, timeout_s: float) -> None:
+        """Ask which version it is: to be called when it has come, or come back. Raises a ``GatewayError``."""
+        metadata = await self._call("ServerMetadata", pb.ServerMetadataRequest(), timeout_s)
+        self._cancels = takes_cancellation(metadata.version, self._cancel_since)
 
     def reconnect(self) -> None:
         """Use a new connection from now on: the old one is silent. Calls that wait on it go on waiting."""
@@ -77,7 +91,7 @@ class TritonServer:
         """Close the channel; calls in flight are cancelled."""
         for task in self._retired:
             task.cancel()
-        await asyncio.gather(*self._retired, return_exceptions=True)
+        await asyncio.gather(self._unwanted.close(), *self._retired, return_exceptions=True)
         if self._http is not None:
             await self._http.close()
         await self._channel.close(grace=None)
@@ -85,14 +99,18 @@ class TritonServer:
     async def infer(
         self, request: InferenceRequest, timeout_s: float | None, metadata: tuple[tuple[str, str], ...] = ()
     ) -> InferenceResult:
-        """Run one inference. Cancelling the task cancels it on the server.
+        """Run one inference. Cancelling the task cancels it on the server, if that takes it.
 
         Raises :class:`NotExecuted`, or another :class:`~gateway.errors.GatewayError`.
         """
         if self._http is not None and self._http.can_carry(request):
             return await self._http.infer(request, timeout_s, metadata)
         try:
-            message = await self._stub.ModelInfer(encode_request(request), timeout=timeout_s, metadata=metadata)
+            if self._cancels:
+                message = await self._stub.ModelInfer(encode_request(request), timeout=timeout_s, metadata=metadata)
+            else:
+                call = self._stub.ModelInfer(encode_request(request), metadata=metadata)
+                message = await self._unwanted.next(call, timeout_s)
             return decode_response(_parsed(message))
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
@@ -110,25 +128,33 @@ class TritonServer:
         async def requests() -> AsyncIterator[pb.ModelInferRequest]:
             yield asked
 
-        call = self._stub.ModelStreamInfer(requests(), timeout=timeout_s)
+        loop = asyncio.get_running_loop()
+        end = None if timeout_s is None else loop.time() + timeout_s
+        call = self._stub.ModelStreamInfer(requests(), timeout=timeout_s if self._cancels else None)
+        over = False
         try:
-            async for message in call:
+            while True:
+                left_s = None if end is None else end - loop.time()
+                message = await (call.read() if self._cancels else self._unwanted.next(call, left_s))
+                if message is grpc.aio.EOF:
+                    raise BadUpstream("the inference server's answer ended before its last part")
                 reply = _parsed(message)
                 if reply.error_message:
                     raise translate_text(reply.error_message)
-                final = reply.infer_response.parameters["triton_final_response"].bool_param
                 if reply.infer_response.outputs:
                     yield decode_response(reply.infer_response)
-                if final:
+                if reply.infer_response.parameters["triton_final_response"].bool_param:
                     return
         except grpc.aio.AioRpcError as error:
+            over = True
             raise translate(error) from error
         except ValueError as error:
             raise BadUpstream("the inference server's answer could not be read") from error
-        else:
-            raise BadUpstream("the inference server's answer ended before its last part")
         finally:
-            call.cancel()
+            if self._cancels:
+                call.cancel()
+            elif not over:
+                self._unwanted.leave(call)
 
     async def ready_models(self, timeout_s: float) -> frozenset[tuple[str, str]]:
         """(model, version) pairs that can be inferred now. Raises :class:`Unavailable`."""
@@ -184,7 +210,7 @@ def translate(error: grpc.aio.AioRpcError) -> GatewayError:
     if code == grpc.StatusCode.UNAVAILABLE and NOT_CONNECTED.search(details):
         return NotExecuted("the inference server cannot be reached", retry_after_s=1.0)
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded("the deadline passed before the model answered")
+        return late()
     if code == grpc.StatusCode.UNAVAILABLE and not is_refusal(details):
         return BadUpstream("the connection to the inference server broke; the request may have been executed")
     return translate_text(details, code)

@@ -215,7 +215,10 @@ class Coalescer:
                 task.add_done_callback(self._tasks.discard)
 
     async def _send(self, model: ModelQueue, lane: Lane, batch: list[Waiting]) -> None:
+        batch = [entry for entry in batch if not entry.gone]  # some may have gone since they were taken
         try:
+            if not batch:
+                return
             results = await self._run(lane, batch)
         except (ModelFailed, Invalid) as error:
             self._divide(model, lane, batch, error)
@@ -257,7 +260,7 @@ class Coalescer:
         self._on_batch(request.model, len(batch), request.rows)
         begin = time.monotonic()
         call = asyncio.ensure_future(self._pool.infer(request, latest))
-        left = sum(not entry.gone for entry in batch)
+        left = len(batch)
 
         def one_less(_future: asyncio.Future[InferenceResult]) -> None:
             nonlocal left

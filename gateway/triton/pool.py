@@ -38,7 +38,8 @@ class Member:
 
     def __init__(self, server: TritonServer, max_outstanding: int) -> None:
         self.server = server
-        self.outstanding = 0
+        self.waited_for = 0
+        """Requests in flight to it that somebody waits for."""
         self.failures = 0
         """Consecutive ones, of inferences."""
         self.silent_probes = 0
@@ -65,6 +66,11 @@ class Member:
     def up(self) -> bool:
         """Whether the last probe found it serving."""
         return bool(self.ready)
+
+    @property
+    def outstanding(self) -> int:
+        """All requests in flight to it."""
+        return self.waited_for + self.server.unwanted
 
     def rank(self, now: float) -> int | None:
         """How willingly it is given a request: 0 first; None: not at all."""
@@ -145,11 +151,15 @@ class Pool:
         eject_after: int = 3,
         max_outstanding: int = 256,
         retry_ratio: float = 0.1,
+        cancel_since: str = "2.58",
     ) -> None:
         """``eject``: let a server rest that fails ``eject_after`` times in a row; one that cannot be reached, or does
         not answer as many probes, serves nothing in either case. ``retry_ratio``: see :class:`RetryBudget`.
+        ``cancel_since``: the version from which a Triton is told of cancellations.
         """
-        self.members = [Member(TritonServer(target, connect_timeout_s), max_outstanding) for target in targets]
+        self.members = [
+            Member(TritonServer(target, connect_timeout_s, cancel_since), max_outstanding) for target in targets
+        ]
         self._connect_timeout_s = connect_timeout_s
         self._health_interval_s = health_interval_s
         self._eject, self._eject_after = eject, eject_after
@@ -230,7 +240,7 @@ class Pool:
         """Results of a decoupled model as they come. Never retried."""
         member = self._choose(request.model, request.version)
         sent_at = time.monotonic()
-        member.outstanding += 1
+        member.waited_for += 1
         try:
             async for result in member.server.stream(request, _remaining(deadline_ns)):
                 check_part(result, request, self._signatures.get((request.model, result.version)))
@@ -240,11 +250,11 @@ class Pool:
             self._account(member, error, request.model, sent_at)
             raise
         finally:
-            member.outstanding -= 1
+            member.waited_for -= 1
 
     async def _infer_on(self, member: Member, request: InferenceRequest, deadline_ns: int | None) -> InferenceResult:
         sent_at = time.monotonic()
-        member.outstanding += 1
+        member.waited_for += 1
         try:
             result = await member.server.infer(request, _remaining(deadline_ns), request.trace)
             check_answer(result, request, self._signatures.get((request.model, result.version)))
@@ -252,7 +262,7 @@ class Pool:
             self._account(member, error, request.model, sent_at)
             raise
         finally:
-            member.outstanding -= 1
+            member.waited_for -= 1
         member.succeeded()
         return result
 
@@ -373,6 +383,8 @@ class Pool:
             member.silent_probes = member.failed_probes = 0
             await self._learn(member, ready, ready if relearn else (ready - member.ready) | member.due(ready))
             if ready and not member.ready:
+                with contextlib.suppress(GatewayError):  # what it said before, or careful
+                    await member.server.meet(self._connect_timeout_s)
                 log.info("triton.ready", server=member.name, models=len(ready))
                 member.ejected_until = 0.0
             member.ready = frozenset(pair for pair in ready if pair in self._signatures)

@@ -202,6 +202,31 @@ async def test_when_every_client_of_a_batch_has_gone_the_upstream_call_is_cancel
     assert pool.cancelled == 1
 
 
+@pytest.mark.parametrize("leaving", [1, 2])
+async def test_who_goes_as_its_batch_sets_out_is_not_taken_for_the_others(leaving: int) -> None:
+    """Of two that waited: one may go and the other is answered; if both go, nothing is sent."""
+
+    class Late(Coalescer):
+        async def _send(self, model: Any, lane: Any, batch: Any) -> None:
+            if len(batch) == 2:
+                for task in waiting[:leaving]:
+                    task.cancel()
+            await super()._send(model, lane, batch)
+
+    pool = Doubler()
+    coalescer = Late(pool, in_flight=1)  # type: ignore[arg-type]
+    (first,) = start(coalescer, request(1.0))
+    waiting = start(coalescer, request(2.0), request(3.0))
+    await settle()
+    pool.released.set()
+    await first
+    await settle()
+    assert pool.rows == [1] * (3 - leaving)
+    assert [task.cancelled() for task in waiting] == [True, leaving == 2]
+    assert leaving == 2 or value(await waiting[1]) == 6.0
+    assert value(await coalescer.infer(request(4.0), SIGNATURE)) == 8.0  # and its place is free again
+
+
 async def test_a_deadline_that_passes_in_the_queue_answers_then() -> None:
     pool = Doubler()
     coalescer = Coalescer(pool, in_flight=1)  # type: ignore[arg-type]

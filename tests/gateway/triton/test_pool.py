@@ -37,6 +37,11 @@ class Server:
         self.asked: Counter[str] = Counter()
         self.replies: dict[str, Any] = {}
         self.result = RESULT
+        self.unwanted = 0
+        self.met = 0
+
+    async def meet(self, timeout_s: float) -> None:
+        self.met += 1
 
     async def infer(self, request: InferenceRequest, timeout_s: float | None, metadata: Any = ()) -> InferenceResult:
         self.calls += 1

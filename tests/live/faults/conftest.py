@@ -59,6 +59,11 @@ class Fleet:
         return all(f'tidegate_model_servers{{model="{model}"}} 2.0' in text for model in MODELS)
 
 
+def targets(roads: list[Road], way: str) -> str:
+    """What a gateway calls its Tritons, to infer in that ``way``."""
+    return ",".join(road.address if way == "http" else road.grpc_address for road in roads)
+
+
 @pytest.fixture(scope="package")
 def recorder_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with ``recorder``, whose requests share batches, ``solo``, whose do not, and ``hurried``,
@@ -108,9 +113,8 @@ def running_fleets(
             triton.wait_ready()
             roads.append(Road(triton.grpc_url, triton.http_url).start())
         for way in WAYS:
-            targets = ",".join(road.address if way == "http" else road.grpc_address for road in roads)
             gateways[way] = GatewayProcess(
-                tmp_path_factory.mktemp(f"fault-gateway-{way}"), recorder_repository, targets, poll,
+                tmp_path_factory.mktemp(f"fault-gateway-{way}"), recorder_repository, targets(roads, way), poll,
                 triton_connect_timeout_s="1", triton_health_interval_s="0.25",
             ).bootstrap().start()  # fmt: skip
         yield {way: Fleet(tritons, roads, gateway, recorder_repository, way) for way, gateway in gateways.items()}

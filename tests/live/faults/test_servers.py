@@ -7,16 +7,18 @@ three must agree: no wrong answer, nothing executed twice, nothing billed that w
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.live.faults.conftest import WAYS, Fleet
+from tests.live.faults.conftest import WAYS, Fleet, targets
 from tests.live.faults.ledger import ClientLedger, Entry, eventually
-from tests.live.faults.servers import RecordingTriton
+from tests.live.faults.servers import GatewayProcess, RecordingTriton
 
 pytestmark = pytest.mark.live
 
@@ -177,27 +179,37 @@ async def test_where_no_server_can_be_reached_the_answer_is_503_at_once(fleet: F
 
 @pytest.mark.parametrize("fleet", WAYS, indirect=True)
 @pytest.mark.parametrize("model", ["recorder", "solo", "hurried"])
-async def test_what_a_deadline_ends_is_not_executed_any_more(fleet: Fleet, poll: Poll, model: str) -> None:
-    """What waits in Triton goes there over gRPC, whatever the way of the others: Triton's HTTP server ends what it has
-    begun to read, so of ``recorder`` it has up to two batches that nobody waits for; of ``hurried`` it has none, since
-    that one's queue policy obeys the time-out that comes with each request.
+async def test_what_a_deadline_ends_is_not_executed_any_more(
+    fleet: Fleet, tmp_path: Path, poll: Poll, model: str
+) -> None:
+    """Where Triton is told of cancellations, which this old one is not by default. What waits in Triton goes there over
+    gRPC, whatever the way of the others: Triton's HTTP server ends what it has begun to read, so of ``recorder`` it has
+    up to two batches that nobody waits for; of ``hurried`` it has none, since its queue policy obeys the time-out
+    that comes with each request.
     """
-    fleet.roads[1].refuse()
-    await eventually(lambda: fleet.ready_servers() == 1)
-    slow, hasty = ClientLedger(fleet, model=model), ClientLedger(fleet, model=model, timeout_s=0.4)
-    async with slow.client() as client:
-        long = asyncio.create_task(slow.ask(client, milliseconds=1500))
-        await _holder(fleet, long)
-        # recorder: they wait in the gateway's queue, but for the first; solo: in Triton's.
-        late = await asyncio.gather(*(hasty.ask(client) for _ in range(6)))
-        assert {entry.status for entry in late} == {504}
-        assert all(0.35 <= entry.elapsed_s <= 1.2 for entry in late)
-        assert (await long).right
-        assert (await slow.ask(client)).right
-    executed = sum(fleet.executions(entry.number) for entry in late)
-    most = {("http", "recorder"): len(late), ("http", "hurried"): 0}.get((fleet.way, model), 1)
-    assert executed <= most, executed  # 1: ready to go when it was cancelled
-    hasty.check(poll, {504})
+    gateway = GatewayProcess(
+        tmp_path, fleet.repository, targets(fleet.roads[:1], fleet.way), poll, triton_cancel_since="0"
+    )
+    await asyncio.to_thread(gateway.bootstrap().start)
+    try:
+        mine = dataclasses.replace(fleet, gateway=gateway)
+        await eventually(lambda: mine.ready_servers() == 1)
+        slow, hasty = ClientLedger(mine, model=model), ClientLedger(mine, model=model, timeout_s=0.4)
+        async with slow.client() as client:
+            long = asyncio.create_task(slow.ask(client, milliseconds=1500))
+            await _holder(mine, long)
+            # recorder: they wait in the gateway's queue, but for the first; solo: in Triton's.
+            late = await asyncio.gather(*(hasty.ask(client) for _ in range(6)))
+            assert {entry.status for entry in late} == {504}
+            assert all(0.35 <= entry.elapsed_s <= 1.2 for entry in late)
+            assert (await long).right
+            assert (await slow.ask(client)).right
+        executed = sum(mine.executions(entry.number) for entry in late)
+        most = {("http", "recorder"): len(late), ("http", "hurried"): 0}.get((mine.way, model), 1)
+        assert executed <= most, executed  # 1: ready to go when it was cancelled
+        hasty.check(poll, {504})
+    finally:
+        await asyncio.to_thread(gateway.stop)
     slow.check(poll, {200})
 
 

@@ -24,11 +24,12 @@ HANG_S = 30.0
 
 
 class FakeTriton(grpc.GenericRpcHandler):
-    """One server. ``mode``: ``echo``, ``hang`` until the caller goes, ``fail`` with ``failure``, or ``garbage``: the
-    reply after ``damage`` has had its way with it.
+    """One server. ``mode``: ``echo``, ``hang`` until the caller goes or the mode changes, ``fail`` with ``failure``, or
+    ``garbage``: the reply after ``damage`` has had its way with it. Of ``version`` 2.58 it is told of cancellations.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "2.58.0") -> None:
+        self.version = version
         self.failure = (grpc.StatusCode.INTERNAL, "")
         self.damage: Callable[[Any], Any] = lambda _reply: None
         """Changes the reply, or returns bytes to send in its place."""
@@ -60,7 +61,7 @@ class FakeTriton(grpc.GenericRpcHandler):
 
     def beyond_probes(self) -> dict[str, int]:
         """What was asked, but for what a gateway asks by itself all the time."""
-        own = {"RepositoryIndex", "ModelConfig", "ModelStatistics"}
+        own = {"RepositoryIndex", "ModelConfig", "ModelStatistics", "ServerMetadata"}
         return {method: count for method, count in self.asked.items() if method not in own}
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
@@ -72,6 +73,7 @@ class FakeTriton(grpc.GenericRpcHandler):
         answer = {
             "RepositoryIndex": self._index, "ModelConfig": self._config, "ModelInfer": self._infer,
             "ModelStatistics": lambda _message, _context: pb.ModelStatisticsResponse(),
+            "ServerMetadata": lambda _message, _context: pb.ServerMetadataResponse(name="fake", version=self.version),
         }.get(name)  # fmt: skip
         if answer is None:
             return None  # UNIMPLEMENTED, and counted
@@ -124,7 +126,7 @@ class FakeTriton(grpc.GenericRpcHandler):
 
     def _hang(self, context: Any) -> None:
         deadline = time.monotonic() + HANG_S
-        while context.is_active() and time.monotonic() < deadline:
+        while context.is_active() and self.mode == "hang" and time.monotonic() < deadline:
             time.sleep(0.01)
         if not context.is_active():
             self.cancelled.release()
