@@ -34,11 +34,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first; tests that share a Triton stay on one worker (``--dist loadgroup``)."""
+    """Fast tests first; tests that share servers stay on one worker (``--dist loadgroup``)."""
     for item in items:
-        if item.get_closest_marker("live") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).parts[0]))
-        if "stack" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+        on_stack = "stack" in getattr(item, "fixturenames", ())
+        if item.get_closest_marker("live"):
+            item.add_marker(pytest.mark.xdist_group("stack" if on_stack else str(item.path.parent.relative_to(ROOT))))
+        if on_stack and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(BUILDING_S))
     items.sort(key=lambda item: (bool(item.get_closest_marker("live")), bool(item.get_closest_marker("slow"))))
 

@@ -108,7 +108,7 @@ def test_every_locust_user_gets_right_answers(tmp_path: Path) -> None:
             [
                 sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", where.gateway, "--headless",
                 "--only-summary", "--tidegate-key", where.key or "", "--tidegate-grpc", where.gateway_grpc,
-                "-u", "22", "-r", "22", "--window-seconds", "20", "--stop-timeout", "10",
+                "-u", "22", "-r", "22", "--window-seconds", "12", "--stop-timeout", "10",
                 "--hdr-out", str(tmp_path / "hdr"),
             ],
             capture_output=True, text=True, timeout=240, cwd=tmp_path,

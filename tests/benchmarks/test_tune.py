@@ -56,7 +56,7 @@ def test_a_model_of_ones_own_is_tuned_with_random_tensors(tmp_path: Path) -> Non
     for name in WRITTEN:
         (out / name).write_text("of an earlier winner")
     command = ["tune", "mine", "--model-repository", str(repository), "--out", str(out), "--slo", "p95=500ms"]
-    done = CliRunner().invoke(app, [*command, "--users", "2", "--seconds", "2", "--instances", "1", "--delays", "0"])
+    done = CliRunner().invoke(app, [*command, "--users", "2", "--seconds", "1", "--instances", "1", "--delays", "0"])
     assert done.exit_code == 0, done.output
     evidence = json.loads((out / "evidence.json").read_text())
     assert [trial["setting"]["coalescing"] for trial in evidence["trials"]].count(False) == 2

@@ -18,7 +18,7 @@ from embedded.errors import EmbeddedTritonError, ModelLoadError, PortInUseError,
 from embedded.guard import PREFIX, SHM
 from embedded.launcher import EmbeddedTriton, serving
 
-pytestmark = [pytest.mark.live, pytest.mark.xdist_group("embedded")]
+pytestmark = pytest.mark.live
 DEADLINE_S = 60.0
 
 

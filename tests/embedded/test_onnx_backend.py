@@ -18,7 +18,7 @@ from tests.embedded.client import ModelClient
 from tests.embedded.repository import ALL_ONNX
 from tests.embedded.stubs import stubs, thread_counts
 
-pytestmark = [pytest.mark.live, pytest.mark.xdist_group("embedded")]
+pytestmark = pytest.mark.live
 Load = Callable[[str], ModelClient]
 
 VALUES: dict[str, Any] = {

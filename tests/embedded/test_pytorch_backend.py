@@ -16,7 +16,7 @@ from tests.embedded.repository import ALL_TORCH
 from tests.embedded.stubs import stubs, thread_counts
 from tests.embedded.test_onnx_backend import VALUES
 
-pytestmark = [pytest.mark.live, pytest.mark.xdist_group("embedded")]
+pytestmark = pytest.mark.live
 Load = Callable[[str], ModelClient]
 LEFT = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
 RIGHT = np.array([[10.0, 20.0, 30.0, 40.0]], np.float32)

@@ -20,7 +20,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from tests.live.conftest import ROOT, Stack
 
-pytestmark = [pytest.mark.live, pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.live, pytest.mark.browser, pytest.mark.slow]
 
 WAIT_S = 60.0
 FLAGS = (

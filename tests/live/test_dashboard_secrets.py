@@ -13,7 +13,7 @@ from tests.live.test_dashboard_browser import Page, page
 
 __all__ = ["page"]
 
-pytestmark = [pytest.mark.live, pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.live, pytest.mark.browser, pytest.mark.slow]
 
 SPOOFED = {
     "gif.png": b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00;",

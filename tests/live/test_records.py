@@ -11,7 +11,7 @@ import skimage.data
 
 from tests.live.test_tasks import jpeg
 
-pytestmark = [pytest.mark.live, pytest.mark.xdist_group("stack")]
+pytestmark = pytest.mark.live
 
 SETTLED_S = 60.0
 QUESTION = {"question": "Who wrote it?", "context": "The book was written by Ada Lovelace in London."}

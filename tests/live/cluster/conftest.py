@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from embedded.errors import WheelNotFoundError
-from embedded.launcher import EmbeddedTriton
+from embedded.launcher import EmbeddedTriton, serving
 from embedded.layout import find_wheel
 from tests.gateway.ledger.postgres import PostgreSQL, programs
 from tests.gateway.servers import RedisServer
@@ -193,6 +193,21 @@ def running_cluster(
         triton.stop()
         postgresql.remove()
         redis.remove()
+
+
+@pytest.fixture(scope="package")
+def spare_triton(running_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
+    """For a test's own gateways with books of their own: in the cluster's, what they infer would be missing."""
+    with serving(ROOT / "model_repository", tmp_path_factory.mktemp("spare"), ["identity"]) as triton:
+        yield triton
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> Path:
+    """The cluster's prices, for a gateway of the test's own."""
+    path = tmp_path / "prices.toml"
+    path.write_text(PRICES)
+    return path
 
 
 def _gateway(folder: Path, number: int, database: str, redis: str, triton: str, poll: Any) -> GatewayProcess:

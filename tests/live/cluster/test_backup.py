@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from embedded.launcher import EmbeddedTriton
 from gateway.store.files import private_directory
-from tests.live.cluster.conftest import Cluster
 from tests.live.cluster.test_kills import Clients
 from tests.live.faults.servers import ROOT, GatewayProcess
 
@@ -19,12 +19,10 @@ pytestmark = [pytest.mark.live, pytest.mark.database, pytest.mark.redis, pytest.
 
 
 def test_a_backup_taken_under_load_has_the_usage_until_then_and_serves(
-    running_cluster: Cluster, tmp_path: Path, poll: Callable[..., None]
+    spare_triton: EmbeddedTriton, prices: Path, tmp_path: Path, poll: Callable[..., None]
 ) -> None:
-    prices = running_cluster.gateways[0].folder.parent / "prices.toml"
-
     def make(folder: Path) -> GatewayProcess:
-        triton = running_cluster.triton.grpc_url
+        triton = spare_triton.grpc_url
         return GatewayProcess(
             folder, ROOT / "model_repository", triton, poll, models="identity", prices_file=str(prices)
         )

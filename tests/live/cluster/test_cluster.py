@@ -25,6 +25,15 @@ def balanced(cluster: Cluster) -> bool:
     return cluster.imbalances() == [(1.0, 0.0)] * len(cluster.gateways)
 
 
+def balance(cluster: Cluster, poll: Callable[..., None]) -> None:
+    """Wait for :func:`balanced` books; without them, say what they hold."""
+    try:
+        poll(lambda: balanced(cluster), 120, "balanced books")
+    except pytest.fail.Exception as failure:
+        rows = cluster.query("SELECT model, state, count(*), sum(rows) FROM usage_records GROUP BY model, state")
+        pytest.fail(f"{failure}: (compared, imbalance) are {cluster.imbalances()}, Triton {cluster.inferred()}, {rows}")
+
+
 def test_a_limit_is_one_limit_for_all_gateways(cluster: Cluster) -> None:
     limit = {"requests_per_second": 0.05, "burst": 20}
     assert cluster.call("PUT", "/admin/tiers/small", limit).status_code == 200
@@ -117,7 +126,7 @@ def test_a_key_revoked_on_one_gateway_is_refused_by_all_in_time(cluster: Cluster
 
 
 def test_gateways_are_killed_under_load_and_the_books_balance(cluster: Cluster, poll: Callable[..., None]) -> None:
-    poll(lambda: balanced(cluster), 120, "open books")
+    balance(cluster, poll)
     headers = cluster.make_key(project="load")
     before = cluster.inferred()
     with cluster.load(headers) as answers:
@@ -132,7 +141,7 @@ def test_gateways_are_killed_under_load_and_the_books_balance(cluster: Cluster, 
     served = answers.served()
     assert len(served) == len(set(served))
     _check_records(cluster, poll, "load", served)
-    poll(lambda: balanced(cluster), 90, "balanced books")
+    balance(cluster, poll)
     executed = cluster.inferred() - before
     rows = dict(cluster.query("SELECT state, sum(rows) FROM usage_records WHERE project = 'load' GROUP BY state"))
     assert int(rows["completed"]) <= executed <= sum(map(int, rows.values()))

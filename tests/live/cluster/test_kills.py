@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.live.cluster.conftest import BODY, INFER, Cluster
+from embedded.launcher import EmbeddedTriton
+from tests.live.cluster.conftest import BODY, INFER
 from tests.live.cluster.loops import Loops
 from tests.live.faults.servers import ROOT, GatewayProcess
 
@@ -57,13 +58,12 @@ class Clients(Loops):
 
 @pytest.mark.timeout(240 + 10 * KILLS)
 def test_a_gateway_killed_over_and_over_loses_nothing_and_bills_nothing_twice(
-    running_cluster: Cluster, tmp_path: Path, poll: Callable[..., None]
+    spare_triton: EmbeddedTriton, prices: Path, tmp_path: Path, poll: Callable[..., None]
 ) -> None:
     chance = random.Random(KILLS)
-    triton, prices = running_cluster.triton, running_cluster.gateways[0].folder.parent / "prices.toml"
     gateway = GatewayProcess(
-        tmp_path, ROOT / "model_repository", f"{triton.grpc_url}/{triton.http_port}", poll, models="identity",
-        prices_file=str(prices),
+        tmp_path, ROOT / "model_repository", f"{spare_triton.grpc_url}/{spare_triton.http_port}", poll,
+        models="identity", prices_file=str(prices),
     ).bootstrap().start()  # fmt: skip
     try:
         with Clients(gateway) as clients:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from embedded.launcher import EmbeddedTriton
 from tests.live.cluster.conftest import BODY, INFER, Cluster
 from tests.live.cluster.loops import Loops
 from tests.live.faults.servers import ROOT, GatewayProcess
@@ -74,7 +75,7 @@ class Balancer(Loops):
 
 @pytest.mark.timeout(240 + 30 * RESTARTS)
 def test_rolling_restarts_fail_no_request(
-    running_cluster: Cluster, cluster: Cluster, tmp_path: Path, poll: Callable[..., None]
+    spare_triton: EmbeddedTriton, cluster: Cluster, tmp_path: Path, poll: Callable[..., None]
 ) -> None:
     database = cluster.postgresql.create_database()
     gateways = []
@@ -82,7 +83,7 @@ def test_rolling_restarts_fail_no_request(
         (tmp_path / name).mkdir()
         gateways.append(
             GatewayProcess(
-                tmp_path / name, ROOT / "model_repository", running_cluster.triton.grpc_url, poll, models="identity",
+                tmp_path / name, ROOT / "model_repository", spare_triton.grpc_url, poll, models="identity",
                 database_url=database, pepper_file=str(tmp_path / "pepper"),
                 audit_key_file=str(tmp_path / "audit.key"), shutdown_delay_s=str(DELAY_S),
             )

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from embedded.launcher import EmbeddedTriton
 from gateway.access import keyformat
 from tests.live.cluster.conftest import BODY, INFER, Cluster
 from tests.live.faults.servers import ROOT, GatewayProcess
@@ -53,14 +54,14 @@ def fill(ballast: Path) -> None:
 
 
 @pytest.fixture
-def make(running_cluster: Cluster, tmp_path: Path, poll: Callable[..., None]) -> Iterator[Make]:
-    """Gateways of the test's own before the cluster's Triton; not started."""
+def make(spare_triton: EmbeddedTriton, tmp_path: Path, poll: Callable[..., None]) -> Iterator[Make]:
+    """Gateways of the test's own before the spare Triton; not started."""
     made: list[GatewayProcess] = []
 
     def one(folder: Path | None = None, **settings: str) -> GatewayProcess:
         own = folder or tmp_path / f"gateway{len(made)}"
         own.mkdir(exist_ok=True)
-        settings = {"triton_urls": running_cluster.triton.grpc_url} | settings
+        settings = {"triton_urls": spare_triton.grpc_url} | settings
         tritons = settings.pop("triton_urls")
         made.append(GatewayProcess(own, ROOT / "model_repository", tritons, poll, models="identity", **settings))
         return made[-1]
