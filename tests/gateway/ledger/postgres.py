@@ -92,10 +92,14 @@ class PostgreSQL:
             await asyncio.shield(connection.close())
 
     def _run(self, program: str, *arguments: str) -> str:
-        done = subprocess.run(
-            [self._programs / program, *arguments], check=True, capture_output=True, text=True, cwd="/",
-            **self._as_user(),
-        )  # fmt: skip
+        """What ``program`` prints; once in thousands of times one of them is ended by a signal, and is run again."""
+        for attempt in range(2):
+            done = subprocess.run(
+                [self._programs / program, *arguments], capture_output=True, text=True, cwd="/", **self._as_user()
+            )
+            if done.returncode >= 0 or attempt:
+                break
+        assert done.returncode == 0, f"{program}: {done.returncode}, {done.stderr}"
         return str(done.stdout)
 
     def _as_user(self) -> dict[str, object]:
