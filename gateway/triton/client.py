@@ -75,6 +75,7 @@ class TritonServer:
 
     async def meet(self, timeout_s: float) -> None:
         """Ask which version it is: to be called when it has come, or come back. Raises a ``GatewayError``."""
+        self._cancels = False  # until it has said so
         metadata = await self._call("ServerMetadata", pb.ServerMetadataRequest(), timeout_s)
         self._cancels = takes_cancellation(metadata.version, self._cancel_since)
 

@@ -383,7 +383,7 @@ class Pool:
             member.silent_probes = member.failed_probes = 0
             await self._learn(member, ready, ready if relearn else (ready - member.ready) | member.due(ready))
             if ready and not member.ready:
-                with contextlib.suppress(GatewayError):  # what it said before, or careful
+                with contextlib.suppress(GatewayError):  # it is told of nothing then
                     await member.server.meet(self._connect_timeout_s)
                 log.info("triton.ready", server=member.name, models=len(ready))
                 member.ejected_until = 0.0

@@ -94,6 +94,25 @@ async def test_nothing_was_executed_so_the_other_server_is_asked_once() -> None:
         await pool.infer(REQUEST)
 
 
+async def test_a_server_says_its_version_when_it_comes_and_when_it_comes_back() -> None:
+    pool, (server,) = await pool_of(1)
+    await pool._probe(pool.members[0])
+    assert server.met == 1
+    server.fault = lambda: NotExecuted("gone")
+    await pool._probe(pool.members[0])
+    server.fault = None
+    await pool._probe(pool.members[0])
+    assert server.met == 2
+
+
+async def test_calls_that_nobody_waits_for_count_as_its_work() -> None:
+    pool, (first, second) = await pool_of(2, max_outstanding=3)
+    first.unwanted = 3
+    for _ in range(4):
+        assert await pool.infer(REQUEST) is RESULT
+    assert (first.calls, second.calls) == (0, 4)
+
+
 async def test_what_may_have_been_executed_is_not_repeated() -> None:
     pool, servers = await pool_of(2)
     for server in servers:
