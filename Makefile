@@ -10,20 +10,20 @@ VENV := .venv
 PYTHON ?=
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
-# On a terminal pip shows how far it is; elsewhere it is quiet.
+# On a terminal pip shows how far it is; elsewhere it is quiet. What is imported is compiled then; all would take longer.
 PIP := [ -t 1 ] && quiet= || quiet=--quiet; \
-       $(BIN)/python -m pip install $$quiet --disable-pip-version-check --constraint constraints.txt \
+       $(BIN)/python -m pip install $$quiet --no-compile --disable-pip-version-check --constraint constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: run test check format environment clean
+.PHONY: run test check models format environment clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
 	@exec $(BIN)/tidegate up $(ARGS)
 
-test: $(VENV)/.test check
-	@$(BIN)/tidegate models build
+test: $(VENV)/.test
+	@$(MAKE) --no-print-directory --jobs=2 check models
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: $(VENV)/.test
@@ -31,6 +31,9 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+models: $(VENV)/.test
+	@$(BIN)/tidegate models build
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
@@ -52,10 +55,10 @@ $(VENV)/.run: $(BIN)/python $(SOURCES) | environment
 	@$(PIP) --editable '.[embedded,zoo,dashboard]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.run
-	@echo "installing what the tests need"
+$(VENV)/.test: $(BIN)/python $(SOURCES) | environment
+	@echo "installing Tidegate and what its tests need into $(VENV) (a few minutes the first time)"
 	@$(PIP) --editable '.[embedded,zoo,dashboard,bench,dev]'
-	@touch $@
+	@touch $(VENV)/.run $@
 
 clean:
 	rm -rf $(VENV) .tidegate model_repository/*/config.pbtxt model_repository/*/card.json model_repository/*/[0-9]*

@@ -90,6 +90,7 @@ class Stack:
             command += ["--models", ",".join(self._models)]
         free = dict.fromkeys(("ADMIN", "TRITON_HTTP", "TRITON_GRPC", "TRITON_METRICS"), "0")
         environment = {**os.environ, **{f"TIDEGATE_{name}_PORT": port for name, port in free.items()}}
+        environment["TIDEGATE_TRITON_STOP_S"] = "0"  # nobody waits for an answer once a run has ended
         began = time.monotonic()
         self._process = spawn(command, self._folder / "output.log", {**environment, **self._environment})
         try:

@@ -457,7 +457,14 @@ def _abandoned_at_exit(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]
 def serving(
     model_repository: Path, work_dir: Path, models: Sequence[str] = (), *, timeout_s: float = LOAD_TIMEOUT_S
 ) -> Iterator[EmbeddedTriton]:
-    """A Triton on free ports with ``models`` ready, for as long as the block lasts: for checks and tests."""
-    with EmbeddedTriton(model_repository, work_dir, models, 0, 0, 0) as triton:
+    """A Triton on free ports with ``models`` ready, for as long as the block lasts: for checks and tests.
+
+    It is killed at the end: Triton takes seconds to end in order, and nobody waits for an answer any more.
+    """
+    triton = EmbeddedTriton(model_repository, work_dir, models, 0, 0, 0)
+    try:
+        triton.start()
         triton.wait_ready(timeout_s)
         yield triton
+    finally:
+        triton.stop(0.0)

@@ -106,6 +106,7 @@ class Settings(BaseSettings):
     triton_http_port: int = Field(8000, ge=0, le=65535, description="Port of the embedded Triton's HTTP endpoint.")
     triton_grpc_port: int = Field(8001, ge=0, le=65535, description="Port of the embedded Triton's gRPC endpoint.")
     triton_metrics_port: int = Field(8002, ge=0, le=65535, description="Port of the embedded Triton's metrics.")
+    triton_stop_s: float = Field(10.0, ge=0, description="Seconds the embedded Triton has to end before it is killed.")
     dashboard_port: int = Field(8501, ge=0, le=65535, description="Port of the dashboard that `tidegate up` starts.")
 
     # --- the way through

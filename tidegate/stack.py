@@ -264,7 +264,7 @@ class Stack:
         if self._gateway is not None:
             self._gateway.stop(self.settings.shutdown_delay_s + self.settings.drain_s + 15.0)
         if self.triton is not None:
-            self.triton.stop()
+            self.triton.stop(self.settings.triton_stop_s)
         if self._lock is not None:
             self._lock.close()
 

@@ -61,7 +61,7 @@ def start_stack(data_dir: Path, *arguments: str, poll: Callable[..., None], **en
     variables |= {
         "TIDEGATE_DATA_DIR": str(data_dir), "TIDEGATE_PORT": "0", "TIDEGATE_GRPC_PORT": "0", "TIDEGATE_ADMIN_PORT": "0",
         "TIDEGATE_DASHBOARD_PORT": "0", "TIDEGATE_TRITON_HTTP_PORT": "0", "TIDEGATE_TRITON_GRPC_PORT": "0",
-        "TIDEGATE_TRITON_METRICS_PORT": "0",
+        "TIDEGATE_TRITON_METRICS_PORT": "0", "TIDEGATE_TRITON_STOP_S": "0",
     }  # fmt: skip
     variables |= environment
     with log_file.open("wb") as log:

@@ -11,7 +11,7 @@ import pytest
 import tritonclient.grpc as triton
 from tokenizers import Tokenizer
 
-from embedded.launcher import EmbeddedTriton
+from embedded.launcher import serving
 from gateway.catalog import Catalog, Source, read_card
 from gateway.settings import Settings
 from tests.zoo.checkpoints import save_image_model, save_marian, save_text_model
@@ -53,11 +53,7 @@ def client(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A client of a Triton that serves them all."""
     names = [card.name for card in catalog]
     repository = next(iter(catalog)).folder.parent
-    server = EmbeddedTriton(
-        repository, tmp_path_factory.mktemp("triton"), names, http_port=0, grpc_port=0, metrics_port=0
-    )
-    with server:
-        server.wait_ready(200)
+    with serving(repository, tmp_path_factory.mktemp("triton"), names) as server:
         client = triton.InferenceServerClient(server.grpc_url)
         yield client
         client.close()

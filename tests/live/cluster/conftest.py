@@ -190,7 +190,7 @@ def running_cluster(
         for gateway in started:
             if gateway.process.poll() is None:
                 gateway.stop()
-        triton.stop()
+        triton.stop(0.0)
         postgresql.remove()
         redis.remove()
 
