@@ -91,6 +91,27 @@ def bounds(histogram: HdrHistogram) -> dict[str, float | None]:
     }
 
 
+@lru_cache(maxsize=1)
+def _middles() -> npt.NDArray[np.int64]:
+    """What each count of :func:`new_histogram` stands for, in microseconds: the middle of the values that it holds."""
+    layout = new_histogram()
+    index = np.arange(layout.counts_len)
+    half = layout.sub_bucket_half_count
+    bucket = np.maximum((index >> layout.sub_bucket_half_count_magnitude) - 1, 0)
+    lowest = np.where(index < half, index, (index & (half - 1)) + half) << bucket
+    middles: npt.NDArray[np.int64] = lowest + ((1 << bucket) >> 1)
+    return middles
+
+
+def _moments(histogram: HdrHistogram) -> tuple[float, float]:
+    """Mean and standard deviation, microseconds: HdrHistogram's own, without a loop over its counts in Python."""
+    counts = np.ctypeslib.as_array(histogram.counts)
+    filled = np.flatnonzero(counts)
+    weights, middles = counts[filled].astype(np.float64), _middles()[filled]
+    mean = float(np.average(middles, weights=weights))
+    return mean, math.sqrt(np.average((middles - mean) ** 2, weights=weights))
+
+
 class Latency(msgspec.Struct, frozen=True):
     """A distribution in milliseconds."""
 
@@ -109,11 +130,12 @@ class Latency(msgspec.Struct, frozen=True):
         count = histogram.get_total_count()
         if not count:
             return cls(0, None, None, None, None, percentiles(histogram))
+        mean, std = _moments(histogram)
         return cls(
             samples=count,
             min=histogram.get_min_value() / 1000,
-            mean=histogram.get_mean_value() / 1000,
-            std=histogram.get_stddev() / 1000,
+            mean=mean / 1000,
+            std=std / 1000,
             max=histogram.get_max_value() / 1000,
             percentiles=percentiles(histogram),
             bounds=bounds(histogram),

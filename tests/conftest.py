@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import pytest
 
+from tests import once
 from tests.turns import Turns
 
 ROOT = Path(__file__).parent
@@ -20,7 +21,8 @@ _TURNS = pytest.StashKey[Turns]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """All workers of a run take their turns in one folder."""
+    """All workers of a run take their turns in one folder; what a process need do once, it does once."""
+    once.install()
     config.stash[_TURNS] = Turns(config.rootpath / ".pytest_cache" / "turns")
 
 

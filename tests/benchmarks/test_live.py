@@ -84,7 +84,7 @@ def test_a_suite_runs_and_its_usage_records_match(stack: Stack, tmp_path: Path) 
 def test_overhead_measures_both_ways_over_both_protocols(stack: Stack) -> None:
     where = stack.addresses
     arguments = ["overhead", "--url", where.gateway, "--grpc-url", where.gateway_grpc, "--triton", where.triton]
-    arguments += ["--triton-grpc", where.triton_grpc, "--concurrency", "1,4", "--rounds", "3", "--leg-seconds", "1"]
+    arguments += ["--triton-grpc", where.triton_grpc, "--concurrency", "1,4", "--rounds", "3", "--leg-seconds", "0.4"]
     result = CliRunner().invoke(app, [*arguments, "--json"], env={"TIDEGATE_KEY": where.key})
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

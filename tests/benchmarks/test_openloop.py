@@ -52,7 +52,7 @@ async def test_a_closed_loop_hides_the_same_pause(start_server: Callable[..., st
     async with connect(start_server(1.0, PAUSE_S), None) as client:
         run = await ClosedLoop(client, workload, 4, ring=prepare(client, workload, 64)).run(4.0)
     slow = int((run.recording.latencies_us() > 1_000_000).sum())
-    assert slow == 4  # one request of each user; that is why rates are not measured this way
+    assert 0 < slow <= 4  # at most one request of each user; that is why rates are not measured this way
 
 
 async def test_a_throttled_generator_says_invalid(start_server: Callable[..., str]) -> None:

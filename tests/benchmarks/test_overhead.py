@@ -30,7 +30,7 @@ def test_the_added_tail_is_said_where_there_are_samples_for_it() -> None:
 @pytest.mark.live
 @pytest.mark.slow
 def test_every_leg_tells_what_its_parts_cost() -> None:
-    arguments = ["overhead", "--protocols", "http,grpc", "--concurrency", "8", "--rounds", "1", "--leg-seconds", "2"]
+    arguments = ["overhead", "--protocols", "http,grpc", "--concurrency", "8", "--rounds", "1", "--leg-seconds", "1"]
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     for item in json.loads(result.stdout):

@@ -6,9 +6,11 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.recording import (
+    HIGHEST_US,
     Latency,
     Outcome,
     Recording,
@@ -39,6 +41,15 @@ def test_no_p99_below_its_floor(samples: int, printed: bool) -> None:
 def test_three_digits_are_kept(microseconds: int) -> None:
     latency = Latency.of(histogram_of([microseconds] * 10))
     assert latency.max == pytest.approx(microseconds / 1000, rel=0.001)
+
+
+def test_mean_and_deviation_are_the_histograms_own() -> None:
+    spread = np.random.default_rng(1).lognormal(9, 3, 5_000).astype(np.int64) + 1
+    for values in (spread.clip(max=HIGHEST_US), np.array([0, 1, 2047, 2048, 4095, 4096, HIGHEST_US])):
+        histogram = histogram_of(values)
+        latency = Latency.of(histogram)
+        assert latency.mean == pytest.approx(histogram.get_mean_value() / 1000)
+        assert latency.std == pytest.approx(histogram.get_stddev() / 1000)
 
 
 def test_merging_is_the_histogram_of_all_samples() -> None:

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
-from benchmarks.batching import Setting, Trial, Tuning, candidates, goodput, load_for, percentile_ms, tune
+from benchmarks.batching import Setting, Trial, Tuning, candidates, goodput, load_for, percentile_ms
 from benchmarks.closedloop import ClosedRun
-from benchmarks.configs import changed, copy, read_config, rewrite
+from benchmarks.configs import changed, read_config, rewrite
 from benchmarks.recording import Outcome, Recording
 from benchmarks.suite import Slo
 from tidegate.benching import WRITTEN, write_tuning
@@ -27,30 +25,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.live
 @pytest.mark.slow
-async def test_a_better_setting_is_found_confirmed_and_written(tmp_path: Path) -> None:
-    repository = tmp_path / "models"
-    copy(ROOT / "model_repository" / "identity", repository / "identity")
-    slow = changed(read_config(repository / "identity" / "config.pbtxt"), queue_delay_us=600_000)
-    rewrite(repository / "identity", slow)
-    found = await tune(
-        "identity", "identity", repository, Slo(300.0), [Setting(), Setting(queue_delay_us=0, coalescing=False)],
-        work=tmp_path / "work", users=(2,), seconds=2.0, seed=1, confirm=2,
-    )  # fmt: skip
-    assert found.baseline.best == 0  # every request waits for others that do not come
-    assert found.winner is not None
-    assert len(found.winner.goodput) == len(found.baseline.goodput) == 2
-    assert found.config is not None
-    written = text_format.Parse(found.config, model_config_pb2.ModelConfig())
-    assert written.dynamic_batching.max_queue_delay_microseconds == 0
-    assert (
-        read_config(repository / "identity" / "config.pbtxt").dynamic_batching.max_queue_delay_microseconds == 600_000
-    )
-
-
-@pytest.mark.live
-@pytest.mark.slow
 @pytest.mark.timeout(900)  # nine stacks, one after the other
-def test_a_model_of_ones_own_is_tuned_with_random_tensors(tmp_path: Path) -> None:
+def test_a_better_setting_of_ones_own_model_is_found_confirmed_and_written(tmp_path: Path) -> None:
     repository, out = _own_model(tmp_path / "models"), tmp_path / "out"
     out.mkdir()
     for name in WRITTEN:
@@ -60,12 +36,18 @@ def test_a_model_of_ones_own_is_tuned_with_random_tensors(tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     evidence = json.loads((out / "evidence.json").read_text())
     assert [trial["setting"]["coalescing"] for trial in evidence["trials"]].count(False) == 2
-    assert evidence["baseline"]["goodput"][0] == 0  # every request waits for others that do not come
+    baseline, winner = evidence["baseline"], evidence["winner"]
+    assert baseline["goodput"][0] == 0  # every request waits for others that do not come
+    assert len(winner["goodput"]) == len(baseline["goodput"]) == 3
+    assert min(winner["goodput"]) > max(baseline["goodput"])
     assert "better:" in done.output
     assert (out / "config.pbtxt").read_text() == evidence["config"]
-    assert read_config(out / "config.pbtxt").name == "mine"
+    found = read_config(out / "config.pbtxt")
+    assert found.name == "mine"
+    assert found.dynamic_batching.max_queue_delay_microseconds == 0
+    assert read_config(repository / "mine" / "config.pbtxt").dynamic_batching.max_queue_delay_microseconds == 600_000
     assert "earlier" not in (out / "recipe.yaml").read_text()
-    assert (out / "gateway.env").exists() is not evidence["winner"]["setting"]["coalescing"]
+    assert (out / "gateway.env").exists() is not winner["setting"]["coalescing"]
 
 
 def _own_model(repository: Path) -> Path:

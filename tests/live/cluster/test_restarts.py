@@ -21,7 +21,7 @@ from tests.live.faults.servers import ROOT, GatewayProcess
 
 pytestmark = [pytest.mark.live, pytest.mark.database, pytest.mark.redis, pytest.mark.slow]
 
-RESTARTS = int(os.environ.get("ROLLING_RESTARTS", "4"))
+RESTARTS = int(os.environ.get("ROLLING_RESTARTS", "2"))
 CLIENTS = 6
 DELAY_S = 2.0
 """What a gateway goes on accepting after SIGTERM: many times what clients take to notice."""

@@ -171,8 +171,8 @@ class RecordingTriton(EmbeddedTriton):
         trace = ("mode=opentelemetry", "rate=0", "level=TIMESTAMPS", f"opentelemetry,url={collector}")
         super().__init__(
             repository, folder / "triton", models, 0, 0, 0, environment={"RECORDER_FILE": str(self.record)},
-            extra_arguments=[f"--trace-config={option}" for option in trace],
-        )  # fmt: skip
+            extra_arguments=["--disable-auto-complete-config", *(f"--trace-config={option}" for option in trace)],
+        )  # fmt: skip  # complete configurations need no second stub of each model
 
     def executed(self) -> Counter[int]:
         """How often each number was executed here."""
