@@ -455,13 +455,18 @@ def _abandoned_at_exit(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]
 
 @contextlib.contextmanager
 def serving(
-    model_repository: Path, work_dir: Path, models: Sequence[str] = (), *, timeout_s: float = LOAD_TIMEOUT_S
+    model_repository: Path,
+    work_dir: Path,
+    models: Sequence[str] = (),
+    *,
+    timeout_s: float = LOAD_TIMEOUT_S,
+    extra_arguments: Sequence[str] = (),
 ) -> Iterator[EmbeddedTriton]:
     """A Triton on free ports with ``models`` ready, for as long as the block lasts: for checks and tests.
 
     It is killed at the end: Triton takes seconds to end in order, and nobody waits for an answer any more.
     """
-    triton = EmbeddedTriton(model_repository, work_dir, models, 0, 0, 0)
+    triton = EmbeddedTriton(model_repository, work_dir, models, 0, 0, 0, extra_arguments=extra_arguments)
     try:
         triton.start()
         triton.wait_ready(timeout_s)

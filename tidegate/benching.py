@@ -323,6 +323,7 @@ class TuneOptions:
     instances: str | None
     delays_us: str
     seconds: float
+    confirm: int
     out: Path | None
     seed: int
     repository: Path
@@ -346,7 +347,8 @@ def tune(options: TuneOptions) -> None:
             found = run_async(
                 batching.tune(
                     model, workload, options.repository, objective, settings, work=Path(work),
-                    users=numbers(options.users), seconds=options.seconds, seed=options.seed, say=_say,
+                    users=numbers(options.users), seconds=options.seconds, seed=options.seed,
+                    confirm=options.confirm, say=_say,
                 )
             )  # fmt: skip
         except StackError as error:

@@ -24,7 +24,7 @@ SUITE = """
 title: What starts a stack of its own
 scenarios:
   - {kind: cold_start, workload: identity}
-  - {kind: server, workload: identity, duration_s: 1, warmup_s: 0.1, slo: {ms: 5000}, max_lag_ms: 5000}
+  - {kind: server, workload: identity, duration_s: 0.5, warmup_s: 0.1, slo: {ms: 5000}, max_lag_ms: 5000}
   - {kind: offline, workload: identity, users: [32], duration_s: 1, warmup_s: 0.2}
   - {kind: soak, workload: identity, duration_s: 5, warmup_s: 0.1, rate: 50, max_lag_ms: 5000}
   - {kind: mixed_tenants, workload: identity, duration_s: 3, warmup_s: 0, rate: 200, max_lag_ms: 5000}

@@ -35,10 +35,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory, wheel: TritonWheel) -> 
 
 @pytest.fixture(scope="session")
 def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]:
-    """A running server without models, whose backends choose their threads themselves."""
+    """A running server without models, whose backends choose their threads themselves.
+
+    It takes complete configurations only: completing takes one more stub, and a second, for each model.
+    """
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("OMP_NUM_THREADS", raising=False)
-        with serving(repository, tmp_path_factory.mktemp("triton")) as server:
+        strict = ["--disable-auto-complete-config"]
+        with serving(repository, tmp_path_factory.mktemp("triton"), extra_arguments=strict) as server:
             yield server
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from embedded.errors import ModelLoadError
-from embedded.launcher import EmbeddedTriton
+from embedded.launcher import EmbeddedTriton, serving
 from tests.embedded.client import ModelClient
 from tests.embedded.repository import ALL_ONNX
 from tests.embedded.stubs import stubs, thread_counts
@@ -172,11 +173,15 @@ def test_a_model_without_batch_dimension(model: Load) -> None:
     np.testing.assert_array_equal(answer["Y"], [7.0, 7.0])
 
 
-def test_the_configuration_is_completed_from_the_file(model: Load, triton: EmbeddedTriton) -> None:
-    client = model("automatic")
-    np.testing.assert_array_equal(client.infer({"INPUT": np.ones((4, 64), np.float32)})["OUTPUT"], np.ones((4, 64)))
-    with pytest.raises(InferenceServerException, match="batch-size"):
-        client.infer({"INPUT": np.ones((5, 64), np.float32)})
+def test_the_configuration_is_completed_from_the_file(repository: Path, tmp_path: Path) -> None:
+    with (
+        serving(repository, tmp_path, ["automatic"]) as completing,
+        tritonclient.grpc.InferenceServerClient(completing.grpc_url) as connection,
+    ):
+        client = ModelClient(connection, "automatic")
+        np.testing.assert_array_equal(client.infer({"INPUT": np.ones((4, 64), np.float32)})["OUTPUT"], np.ones((4, 64)))
+        with pytest.raises(InferenceServerException, match="batch-size"):
+            client.infer({"INPUT": np.ones((5, 64), np.float32)})
 
 
 def test_default_model_filename_is_honoured(model: Load) -> None:

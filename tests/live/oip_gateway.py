@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.live.oip_clients import Target
+from tests.live.operators_key import bootstrap
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,19 +27,12 @@ class Gateway:
             "TIDEGATE_ADMIN_PORT": "0", "TIDEGATE_TRITON_URLS": triton, "TIDEGATE_MODEL_REPOSITORY": str(models),
         }  # fmt: skip
 
-    def _command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "tidegate", *arguments]
-
     def __enter__(self) -> Target:
-        made = subprocess.run(
-            self._command("keys", "bootstrap", "--json"), env=self._environment, cwd=ROOT, capture_output=True,
-            text=True, timeout=60,
-        )  # fmt: skip
-        assert made.returncode == 0, made.stderr
+        key = bootstrap(self._environment)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                self._command("serve", "--ready-file", str(self._ready)), env=self._environment, cwd=ROOT,
-                stdout=log, stderr=log,
+                [sys.executable, "-m", "tidegate", "serve", "--ready-file", str(self._ready)],
+                env=self._environment, cwd=ROOT, stdout=log, stderr=log,
             )  # fmt: skip
         try:
             self._poll(lambda: self._ready.exists() or self._process.poll() is not None, 60, "the gateway's start")
@@ -49,7 +43,6 @@ class Gateway:
         except BaseException:
             self._process.kill()
             raise
-        key = json.loads(made.stdout)["key"]
         return Target("gateway", where["http"], where["grpc"], {"authorization": f"Bearer {key}"})
 
     def __exit__(self, *_: object) -> None:

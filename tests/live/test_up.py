@@ -44,7 +44,8 @@ PORTS = ("PORT", "GRPC_PORT", "ADMIN_PORT", "DASHBOARD_PORT", "TRITON_HTTP_PORT"
 def variables(data_dir: Path) -> dict[str, str]:
     """The environment of a stack on free ports."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
-    return own | {f"TIDEGATE_{name}": "0" for name in PORTS} | {"TIDEGATE_DATA_DIR": str(data_dir)}
+    free = {f"TIDEGATE_{name}": "0" for name in PORTS}
+    return own | free | {"TIDEGATE_DATA_DIR": str(data_dir), "TIDEGATE_TRITON_STOP_S": "0"}
 
 
 def refuse(data_dir: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -176,7 +177,8 @@ def test_ending_it_leaves_no_process(
 ) -> None:
     data_dir = tmp_path / "[" / "data]"  # what could be taken for markup
     data_dir.mkdir(parents=True)
-    running = start_stack(data_dir, "--models", "identity", *options, poll=poll)
+    in_order = {"TIDEGATE_TRITON_STOP_S": "10"}
+    running = start_stack(data_dir, "--models", "identity", *options, poll=poll, **in_order)
     try:
         assert httpx.get(f"{running.gateway_url}/healthz/ready").status_code == 200
         (line,) = re.findall(r"^\s+(curl .*)$", running.log_file.read_text(), re.MULTILINE)

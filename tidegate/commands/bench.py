@@ -186,6 +186,9 @@ def tune(
     ] = None,
     delays: Annotated[str, typer.Option(help="Queue delays to try, microseconds.")] = "0,500,2000,5000",
     seconds: Annotated[float, typer.Option(min=1, help="Seconds of each trial.")] = 5.0,
+    confirm: Annotated[
+        int, typer.Option(min=2, help="How often the best is measured, in turns with the configuration as it is.")
+    ] = 3,
     out: Annotated[Path | None, typer.Option(help="Folder for the evidence and the winning config.pbtxt.")] = None,
     seed: Seed = 1,
     model_repository: Repository = REPOSITORY,
@@ -200,7 +203,7 @@ def tune(
     benching = _benching()
     options = benching.TuneOptions(
         model=model, slo=slo, workload=workload, users=users, instances=instances, delays_us=delays, seconds=seconds,
-        out=out, seed=seed, repository=model_repository, json_=json_,
+        confirm=confirm, out=out, seed=seed, repository=model_repository, json_=json_,
     )  # fmt: skip
     benching.tune(options)
 

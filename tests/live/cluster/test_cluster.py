@@ -70,7 +70,10 @@ def test_without_redis_each_gateway_has_its_share_until_it_is_back(cluster: Clus
         cluster.redis.start()
     assert [answers.statuses(number)[200] for number in range(3)] == [10, 10, 10]
     assert cluster.metric(0, "tidegate_redis_fallback_total") > 0
-    headers = cluster.make_key(tier="shared")
+    ample = {"requests_per_second": 1000, "burst": 1000}
+    assert cluster.call("PUT", "/admin/tiers/ample", ample).status_code == 200
+    cluster.agree()
+    headers = cluster.make_key(tier="ample")
 
     def shared_again() -> bool:
         before = cluster.metric(0, "tidegate_redis_fallback_total")

@@ -18,7 +18,7 @@ from tests.live.cluster.conftest import BODY, INFER, Cluster
 pytestmark = [pytest.mark.live, pytest.mark.database, pytest.mark.redis, pytest.mark.slow, pytest.mark.alone]
 
 REQUESTS = 150
-EVERY_S = 0.04
+EVERY_S = 0.03
 """Between two requests of one client."""
 HOT = 9
 """Clients of the hot key, for one of the quiet one."""

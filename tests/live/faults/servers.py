@@ -23,6 +23,7 @@ import tokenizers.pre_tokenizers
 import yaml
 
 from embedded.launcher import EmbeddedTriton
+from tests.live.operators_key import bootstrap
 
 ROOT = Path(__file__).parents[3]
 Poll = Callable[..., None]
@@ -227,12 +228,7 @@ class GatewayProcess:
 
     def bootstrap(self) -> GatewayProcess:
         """Make the operator's key in its database."""
-        done = subprocess.run(
-            [sys.executable, "-m", "tidegate", "keys", "bootstrap", "--json"],
-            env=self.environment, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        self.key = str(json.loads(done.stdout)["key"])
+        self.key = bootstrap(self.environment)
         return self
 
     def start(self) -> GatewayProcess:

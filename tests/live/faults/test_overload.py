@@ -22,7 +22,8 @@ from tests.live.faults.openloop import MODEL, TASK_MODEL, Answers, GrpcInference
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.alone]
 
 DEADLINE_S = 0.6
-SECONDS = 4.0
+SECONDS = 3.0
+PEAK_S = 1.5
 GOODPUT = 0.9
 """Of what the machine serves when nobody asks for more."""
 TIER = "hurried"
@@ -132,7 +133,7 @@ def collapsed(answers: Answers, share: float) -> str:
 
 async def peak_of(load: Load, key: str) -> float:
     """Right answers a second when clients wait for them."""
-    return (await load.closed([key], 12, 2.0))[key].goodput(DEADLINE_S, 0.0, 2.0)
+    return (await load.closed([key], 12, PEAK_S))[key].goodput(DEADLINE_S, 0.0, PEAK_S)
 
 
 async def test_a_hot_tenant_delays_its_own_requests(fleet: Fleet, load: Load) -> None:
