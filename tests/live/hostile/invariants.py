@@ -156,13 +156,13 @@ class Invariants:
         assert now["tidegate_ledger_consistent"] == 1
 
     def usage_record(self, request_id: str, timeout_s: float = SETTLE_S) -> dict[str, Any]:
-        """The usage record of the request with this id, once it has reached the database."""
+        """The usage record of the request with this id, once it has reached the database and is settled."""
         deadline = time.monotonic() + timeout_s
         while True:
             answer = self._http.get("/admin/usage/records", params={"limit": 1000})
             assert answer.status_code == 200, answer.text
             for record in answer.json()["usage"]:
-                if record["request_id"] == request_id:
+                if record["request_id"] == request_id and record["state"] != "reserved":
                     return dict(record)
             assert time.monotonic() < deadline, f"no usage record of request {request_id}"
             time.sleep(0.1)
