@@ -1,6 +1,7 @@
 # make run    installs into .venv, builds the models that are missing, starts everything
 # make test   installs what tests need and runs them all
 # make check  linters and types alone
+# make models builds the models that are missing, and no more
 #
 # ARGS="--port 9000"      options of `tidegate up` (make run) or of pytest (make test)
 # PYTHON=python3.11       choose an interpreter (3.10 to 3.12)

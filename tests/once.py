@@ -1,7 +1,4 @@
-"""What libraries do again for each client or page, and whose result never changes here: done once in a process.
-
-It takes a tenth of the processor time of all tests otherwise.
-"""
+"""What libraries do again for each client or page, and whose result never changes here: done once in a process."""
 
 from __future__ import annotations
 

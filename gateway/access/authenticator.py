@@ -32,6 +32,7 @@ from gateway.access.throttle import Refusals, Throttle
 from gateway.background import Background
 from gateway.errors import Forbidden, RateLimited, Unauthenticated, Unavailable
 from gateway.settings import Settings
+from gateway.timeouts import timeout
 from gateway.types import Call, Principal
 
 log = structlog.get_logger(__name__)
@@ -222,7 +223,8 @@ class Authenticator:
             began = self._clock()  # the revocation bound counts from before the database was read
             self.lookups += 1
             try:
-                verified = await asyncio.wait_for(source.verify(credential), LOOKUP_TIMEOUT_S)
+                async with timeout(LOOKUP_TIMEOUT_S):
+                    verified = await source.verify(credential)
             except asyncio.TimeoutError:
                 source.away_until = self._clock() + _OUTAGE_PAUSE_S
                 raise Unavailable("Keys cannot be checked at the moment.", retry_after_s=2.0) from None

@@ -13,6 +13,7 @@ from gateway.access.attendance import EVERY_S, PRESENT, STARTED, STOPPED, detail
 from gateway.access.audit import SYSTEM, Audit
 from gateway.background import Background
 from gateway.errors import Unavailable
+from gateway.timeouts import timeout
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +41,8 @@ class Presence:
         await self._background.stop()
         if self._written_at is not None:
             with contextlib.suppress(Unavailable, asyncio.TimeoutError):
-                await asyncio.wait_for(self._audit.record(SYSTEM, STOPPED, self._gateway), _STOP_S)
+                async with timeout(_STOP_S):
+                    await self._audit.record(SYSTEM, STOPPED, self._gateway)
 
     async def say(self) -> None:
         """Write that it is there, if that is due."""

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from gateway.access.limits import Cap, Gate, Rate, Verdict
 from gateway.background import Background
+from gateway.timeouts import timeout
 from gateway.types import Units
 
 log = structlog.get_logger(__name__)
@@ -157,8 +158,10 @@ class SharedLimiter:
             await asyncio.wait(self._questions, timeout=1)
         with contextlib.suppress(RedisError, OSError, asyncio.TimeoutError):
             while not self._releases.empty():
-                await asyncio.wait_for(self._redis.zrem(*self._releases.get_nowait()), 1)
-            await asyncio.wait_for(self._redis.zrem(f"{PREFIX}gateways", self._gateway_id), 1)
+                async with timeout(1):
+                    await self._redis.zrem(*self._releases.get_nowait())
+            async with timeout(1):
+                await self._redis.zrem(f"{PREFIX}gateways", self._gateway_id)
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
 

@@ -33,6 +33,7 @@ from gateway.errors import (
     RateLimited,
     TooLarge,
 )
+from gateway.timeouts import timeout
 from gateway.types import Call, Principal
 
 log = structlog.get_logger(__name__)
@@ -180,21 +181,18 @@ def _call(scope: AsgiScope) -> Call:
 
 async def _read(receive: Receive) -> bytes:
     """Read the body. Raises ``TooLarge``, ``ClientTimeout``, ``ClientClosed``."""
-
-    async def read() -> bytes:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientClosed("The client went away.")
-            body += message.get("body", b"")
-            if len(body) > MAX_BODY:
-                raise TooLarge(f"The body may have {MAX_BODY} bytes.")
-            if not message.get("more_body", False):
-                return bytes(body)
-
+    body = bytearray()
     try:
-        return await asyncio.wait_for(read(), BODY_TIMEOUT_S)
+        async with timeout(BODY_TIMEOUT_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientClosed("The client went away.")
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY:
+                    raise TooLarge(f"The body may have {MAX_BODY} bytes.")
+                if not message.get("more_body", False):
+                    return bytes(body)
     except asyncio.TimeoutError:
         raise ClientTimeout("The body did not arrive in time.") from None
 

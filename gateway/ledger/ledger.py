@@ -26,6 +26,7 @@ from gateway.store import usage_totals
 from gateway.store.database import Store
 from gateway.store.usage import Settlement, UsageRecord
 from gateway.store.usage_totals import RecordedRows
+from gateway.timeouts import timeout
 from gateway.triton.statistics import ModelStatistics
 from gateway.types import Call, Units
 
@@ -126,7 +127,8 @@ class Ledger:
         self._record_settlements(self._settler.give_up())
         try:
             await self._journal.synced()
-            await asyncio.wait_for(self._finish_writing(), _STOP_TIMEOUT_S)
+            async with timeout(_STOP_TIMEOUT_S):
+                await self._finish_writing()
         except (*_DATABASE_ERRORS, asyncio.TimeoutError) as error:
             log.warning("ledger.left_in_journal", bytes=self.spooled_bytes, error=type(error).__name__)
             await self._close_journal()
@@ -344,7 +346,8 @@ class Ledger:
             # Right after a reading: most records are then written once, with their final cost.
             self._settled.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._settled.wait(), self._interval_s)
+                async with timeout(self._interval_s):
+                    await self._settled.wait()
             delay = self._interval_s / 2 if await self._flush_once() else min(max(delay, 0.5) * 2, _MAX_BACKOFF_S)
 
     async def _flush_once(self) -> bool:
@@ -371,7 +374,8 @@ class Ledger:
     async def _stopped(self, delay_s: float) -> bool:
         """Wait, at most ``delay_s``, for the order to stop."""
         try:
-            await asyncio.wait_for(self._stopping.wait(), delay_s)
+            async with timeout(delay_s):
+                await self._stopping.wait()
         except asyncio.TimeoutError:
             return False
         return True
@@ -385,7 +389,8 @@ class Ledger:
         """One reading of Triton's counters, and what follows from it."""
         statistics: Sequence[ModelStatistics] | None
         try:
-            statistics = await asyncio.wait_for(self._statistics(), _STATISTICS_TIMEOUT_S)
+            async with timeout(_STATISTICS_TIMEOUT_S):
+                statistics = await self._statistics()
         except (GatewayError, OSError, asyncio.TimeoutError) as error:
             statistics = None
             log.warning("ledger.no_statistics", error=type(error).__name__)
@@ -397,7 +402,8 @@ class Ledger:
         """Compare Triton's counts, just read, with what the database has of all gateways."""
         written = self._written
         try:
-            recorded = await asyncio.wait_for(self._recorded(), _STATISTICS_TIMEOUT_S)
+            async with timeout(_STATISTICS_TIMEOUT_S):
+                recorded = await self._recorded()
         except (*_DATABASE_ERRORS, asyncio.TimeoutError):
             self._settler.balance.interrupt()
             return

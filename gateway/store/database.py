@@ -25,6 +25,7 @@ from sqlalchemy.pool import NullPool
 from gateway.errors import Unavailable
 from gateway.settings import Settings
 from gateway.store.files import private_directory, touch_private
+from gateway.timeouts import timeout
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -153,7 +154,8 @@ class Store:
     async def ping(self, timeout_s: float = 2.0) -> bool:
         """Whether the database answers within ``timeout_s`` seconds."""
         try:
-            await asyncio.wait_for(self._select_one(), timeout_s)
+            async with timeout(timeout_s):
+                await self._select_one()
         except (Unavailable, asyncio.TimeoutError):
             return False
         return True

@@ -16,6 +16,7 @@ import httptools
 import msgspec
 
 from gateway.errors import BadUpstream, DeadlineExceeded
+from gateway.timeouts import timeout
 from gateway.triton.failures import NotExecuted, translate_text
 from gateway.types import Datatype, InferenceRequest, InferenceResult, ParameterValue, Tensor
 
@@ -198,9 +199,8 @@ class HttpInference:
                 return connection
         loop = asyncio.get_running_loop()
         try:
-            transport, connection = await asyncio.wait_for(
-                loop.create_connection(_Connection, self._found or self._host, self._port), self._connect_timeout_s
-            )
+            async with timeout(self._connect_timeout_s):
+                transport, connection = await loop.create_connection(_Connection, self._found or self._host, self._port)
         except (OSError, asyncio.TimeoutError) as error:
             self._found = None  # it may be somewhere else now
             raise NotExecuted("the inference server cannot be reached", retry_after_s=1.0) from error

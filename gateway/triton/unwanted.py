@@ -14,6 +14,7 @@ from typing import Any
 import grpc.aio
 
 from gateway.errors import DeadlineExceeded
+from gateway.timeouts import timeout
 
 PATIENCE_S = 60.0
 """What does not end by itself within that time, an endless stream, is cancelled after all."""
@@ -82,13 +83,11 @@ async def _next(call: Any) -> Any:
 
 
 async def _end(call: Any, answer: asyncio.Future[Any] | None) -> None:
-    async def drain() -> None:
-        message = await answer if answer is not None else None
-        while hasattr(call, "read") and message is not grpc.aio.EOF:
-            message = await call.read()
-
     try:
-        await asyncio.wait_for(drain(), PATIENCE_S)
+        async with timeout(PATIENCE_S):
+            message = await answer if answer is not None else None
+            while hasattr(call, "read") and message is not grpc.aio.EOF:
+                message = await call.read()
     except (grpc.aio.AioRpcError, asyncio.TimeoutError):
         pass
     finally:

@@ -57,7 +57,7 @@ def test_30_a_disconnect_while_waiting_cancels_upstream(fake: FakeTriton, second
         with Connection(second.gateway.url) as connection:
             connection.send(request("POST", INFER, headers, BODY))
             assert fake.begun.acquire(timeout=10)
-        assert fake.cancelled.acquire(timeout=20)
+        assert fake.cancelled.acquire(timeout=5)
         fake.mode = "echo"
     record = second.invariants.usage_record("gone-2")
     assert (record["state"], record["status"], record["billed_usd"]) == ("client_closed", 499, 0)
@@ -70,7 +70,7 @@ def test_30_a_disconnect_behind_a_pipelined_request_cancels_both(fake: FakeTrito
         with Connection(second.gateway.url) as connection:
             connection.send(one + one)
             assert fake.begun.acquire(timeout=10)
-        assert fake.cancelled.acquire(timeout=20)
+        assert fake.cancelled.acquire(timeout=5)
         fake.mode = "echo"
 
 
@@ -85,7 +85,7 @@ def test_30_a_disconnect_in_a_stream_cancels_upstream(fake: FakeTriton, second: 
             assert head.startswith(b"HTTP/1.1 200 ")
             if reset:
                 connection.reset_on_close()
-        assert fake.cancelled.acquire(timeout=20)
+        assert fake.cancelled.acquire(timeout=5)
         sent = fake.parts
     record = second.invariants.usage_record(f"gone-stream-{reset}")
     assert (record["state"], record["status"]) == ("client_closed", 499)
@@ -105,7 +105,7 @@ def test_30_a_cancelled_grpc_call_cancels_upstream(fake: FakeTriton, second: Sec
         future = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(message, metadata=metadata)
         assert fake.begun.acquire(timeout=10)
         future.cancel()
-        assert fake.cancelled.acquire(timeout=20)
+        assert fake.cancelled.acquire(timeout=5)
         fake.mode = "echo"
 
 
@@ -121,7 +121,7 @@ def test_30_a_cancelled_grpc_stream_cancels_upstream(fake: FakeTriton, second: S
         call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([message]), metadata=metadata)
         assert next(call).infer_response.outputs
         call.cancel()
-        assert fake.cancelled.acquire(timeout=20)
+        assert fake.cancelled.acquire(timeout=5)
 
 
 def test_30_many_disconnects_leave_no_slot_taken(fake: FakeTriton, second: Second, poll: Callable[..., None]) -> None:
@@ -135,7 +135,7 @@ def test_30_many_disconnects_leave_no_slot_taken(fake: FakeTriton, second: Secon
         for connection in connections:
             connection.close()
         for _ in range(sum(fake.begun.acquire(timeout=0.2) for _ in range(10))):
-            assert fake.cancelled.acquire(timeout=20)
+            assert fake.cancelled.acquire(timeout=5)
         fake.mode = "echo"
     assert second.invariants.metrics()['tidegate_inflight{model="identity"}'] == 0
 
