@@ -12,6 +12,8 @@ PYTHON ?=
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 # On a terminal pip shows how far it is; elsewhere it is quiet. What is imported is compiled then; all would take longer.
+# It is compiled once: where the environment forbids to keep it, each process would compile all of it again, for a second.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := [ -t 1 ] && quiet= || quiet=--quiet; \
        $(BIN)/python -m pip install $$quiet --no-compile --disable-pip-version-check --constraint constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
