@@ -4,20 +4,22 @@
 # make models builds the models that are missing, and no more
 #
 # ARGS="--port 9000"      options of `tidegate up` (make run) or of pytest (make test)
+# WORKERS=4               how many tests run at once (make test): one more than cores, as each waits for servers at times
 # PYTHON=python3.11       choose an interpreter (3.10 to 3.12)
 # TORCH_INDEX=https://…   an index with CPU builds of torch, to spare the download of CUDA libraries
 
 VENV := .venv
 PYTHON ?=
 TORCH_INDEX ?=
+WORKERS ?= 3
 BIN := $(VENV)/bin
 # On a terminal pip shows how far it is; elsewhere it is quiet. What is imported is compiled then; all would take longer.
-# It is compiled once: where the environment forbids to keep it, each process would compile all of it again, for a second.
-unexport PYTHONDONTWRITEBYTECODE
 PIP := [ -t 1 ] && quiet= || quiet=--quiet; \
        $(BIN)/python -m pip install $$quiet --no-compile --disable-pip-version-check --constraint constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES := pyproject.toml constraints.txt
+# Where the shell forbids to keep what is compiled, each process would compile all of it again, for a second.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test check models format environment clean
 .DELETE_ON_ERROR:
@@ -27,7 +29,7 @@ run: $(VENV)/.run
 
 test: $(VENV)/.test
 	@$(MAKE) --no-print-directory --jobs=2 check models
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -70,6 +71,17 @@ class Page:
         self.driver.get(self._url)
         self.settle()
 
+    def click(self, element: WebElement) -> None:
+        """Click it once the page's layout has come to rest: until then another may lie where it was."""
+
+        def clicked() -> bool:
+            with contextlib.suppress(ElementClickInterceptedException):
+                element.click()
+                return True
+            return False
+
+        self.wait(clicked, "a layout that rests")
+
     def use_demo_key(self) -> None:
         self.one(".st-key-use_demo_key button").click()
         self.wait(lambda: self.all(".st-key-forget_key button"), "the key's acceptance")
@@ -88,13 +100,13 @@ class Page:
         field.click()
         field.send_keys(option)
         self.wait(lambda: any(item.text.startswith(option) for item in self.all('[role="option"]')), f"option {option}")
-        next(item for item in self.all('[role="option"]') if item.text.startswith(option)).click()
+        self.click(next(item for item in self.all('[role="option"]') if item.text.startswith(option)))
         self.settle()
 
     def pick(self, key: str, label: str) -> None:
         """Click a pill or a segment, and wait until it is the chosen one."""
         self.one(f".st-key-{key} button")
-        next(button for button in self.all(f".st-key-{key} button") if button.text == label).click()
+        self.click(next(button for button in self.all(f".st-key-{key} button") if button.text == label))
         chosen = f'.st-key-{key} button[aria-checked="true"]'
         self.wait(lambda: label in [button.text for button in self.all(chosen)], f"the choice of {label}")
         self.settle()
@@ -115,7 +127,7 @@ class Page:
         """Click the page's button and wait for an answer with its cost."""
         button = self.one(f".st-key-{key} button")
         self.wait(button.is_enabled, "the button")
-        button.click()
+        self.click(button)
         self.wait(lambda: self.all('[data-testid="stMetric"]') or self.all('[data-testid="stAlert"]'), "an answer")
         self.settle()
         assert self.all('[data-testid="stMetric"]'), self.text
