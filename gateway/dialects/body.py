@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gateway.errors import ClientClosed, ClientTimeout, Malformed, TooLarge, Unavailable, UnsupportedMediaType
+from gateway.inflating import inflate
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -149,8 +150,8 @@ def _decompress(raw: bytes, encoding: str, limit: int) -> bytes:
 
 def _inflate(raw: bytes, window_bits: int, limit: int) -> bytes:
     stream = zlib.decompressobj(window_bits)
-    body = stream.decompress(raw, limit + 1)
-    if len(body) > limit or stream.unconsumed_tail:
+    body = inflate(stream, raw, limit)
+    if body is None:
         raise TooLarge(f"the decompressed body is larger than {limit} bytes")
     if not stream.eof:
         raise Malformed("the compressed body is truncated")

@@ -19,6 +19,7 @@ from gateway.http2.connection import Connection
 from gateway.http2.frames import PROTOCOL_ERROR
 from gateway.http2.headers import MAX_LIST_BYTES, Fields
 from gateway.http2.stream import Stream
+from gateway.inflating import inflate
 
 log = structlog.get_logger(__name__)
 
@@ -229,10 +230,10 @@ class RpcStream(Stream):
             raise StatusError(code, "messages are compressed with deflate or gzip, if at all")
         inflater = zlib.decompressobj(bits)
         try:
-            plain = inflater.decompress(message, self._max_message_bytes + 1)
+            plain = inflate(inflater, message, self._max_message_bytes)
         except zlib.error as error:
             raise StatusError(grpc.StatusCode.INTERNAL, "a message cannot be decompressed") from error
-        if len(plain) > self._max_message_bytes:
+        if plain is None:
             raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "a message is too large when decompressed")
         if not inflater.eof or inflater.unused_data:
             raise StatusError(grpc.StatusCode.INTERNAL, "a compressed message ends too early, or too late")
