@@ -268,6 +268,7 @@ def test_a_lost_connection_lets_go_of_its_buffers_at_once(tmp_path: Path, author
     async def serve() -> None:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
+            listener.listen()  # who asks before the server listens waits
             server = _Server(_config(app, Settings(), refuse_plainly), tls.context)
             running = asyncio.create_task(server.serve([listener]))
             try:

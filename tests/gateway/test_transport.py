@@ -65,7 +65,7 @@ class Running:
     def __enter__(self) -> Running:
         self._thread.start()
         while not self.server.started:
-            pass
+            time.sleep(0.001)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,7 +172,7 @@ def test_connections_over_the_cap_get_503_and_those_within_go_on(running: Runnin
     idle = [socket.create_connection(running.address) for _ in range(LIMITS.max_connections)]
     try:
         while len(running.server.server_state.connections) < LIMITS.max_connections:
-            pass
+            time.sleep(0.001)
         answer = running.talk(get())
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after" in answer
