@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+IN_THREAD_BYTES = 16 * 1024
+"""Compressed bytes from which on a thread inflates: as many may become a thousand times as large."""
+
 _USUAL_RATIO = 32
 """Text and tensors are compressed less than this many times; bombs, up to a thousand times."""
 _PIECE_BYTES = 2**16

@@ -8,12 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gateway.errors import ClientClosed, ClientTimeout, Malformed, TooLarge, Unavailable, UnsupportedMediaType
-from gateway.inflating import inflate
+from gateway.inflating import IN_THREAD_BYTES, inflate
 
 Receive = Callable[[], Awaitable[Any]]
-
-_IN_THREAD_BYTES = 16 * 1024
-"""Compressed bodies from here on are inflated in a thread: one of this size may become a thousand times as large."""
 
 LONG_BODY = 2**17
 """Bytes of JSON, or of typed tensors, from which on decoding is worth a thread (about 2 ms)."""
@@ -86,7 +83,7 @@ async def read_body(
     raw = await _read(receive, limit, timeout_s, share)
     if encoding not in _WINDOW_BITS:
         return raw
-    if len(raw) < _IN_THREAD_BYTES:
+    if len(raw) < IN_THREAD_BYTES:
         body = _decompress(raw, encoding, limit)
     else:
         body = await asyncio.to_thread(_decompress, raw, encoding, limit)

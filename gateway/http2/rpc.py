@@ -19,7 +19,7 @@ from gateway.http2.connection import Connection
 from gateway.http2.frames import PROTOCOL_ERROR
 from gateway.http2.headers import MAX_LIST_BYTES, Fields
 from gateway.http2.stream import Stream
-from gateway.inflating import inflate
+from gateway.inflating import IN_THREAD_BYTES, inflate
 
 log = structlog.get_logger(__name__)
 
@@ -32,8 +32,6 @@ _HEAD = _STATUS_200 + headers.write(
 _OK = headers.write([("grpc-status", "0")])
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_IN_THREAD_BYTES = 16 * 1024
-"""Compressed messages from here on are inflated in a thread: one of this size may become a thousand times as large."""
 _CROWDED = "too many large messages are being received"
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 _PSEUDO = {b":method", b":scheme", b":path", b":authority"}
@@ -213,7 +211,7 @@ class RpcStream(Stream):
         """``message`` as its sender meant it. Raises :class:`StatusError`."""
         if not compressed:
             return message
-        if len(message) < _IN_THREAD_BYTES:
+        if len(message) < IN_THREAD_BYTES:
             plain = self._decompressed(message)
         else:
             plain = await asyncio.to_thread(self._decompressed, message)

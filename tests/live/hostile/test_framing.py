@@ -213,7 +213,10 @@ def bombs() -> dict[str, tuple[str, bytes]]:
 def test_24_compressed_bombs_are_413(
     invariants: Invariants, post: Callable[..., bytes], at_once: int, growth_mib: int
 ) -> None:
-    """A hundred of them, each inflating over the limit: less than 32 MiB stays, which is Triton's bound."""
+    """A hundred of them, each inflating over the limit: less than 32 MiB stays, which is Triton's bound.
+
+    Of eight at a time, in as many threads, less stays than one of them would take.
+    """
     made = [*bombs().values()]
 
     def send(made: tuple[str, bytes]) -> Answer:
